@@ -1,0 +1,31 @@
+//! Test doubles that all crates share: golden images, the pattern they are filled with, and readers that hash.
+
+pub mod golden;
+pub mod pattern;
+
+use sha2::{Digest, Sha256};
+use vhd_core::{Chain, ReadError, Sector, SectorCount, SectorRange};
+
+/// Hashes bytes, in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Hashes the whole disk as a guest reads it, in hexadecimal.
+///
+/// # Errors
+/// A failed read.
+pub fn guest_sha256(chain: &Chain) -> Result<String, ReadError> {
+    let mut hash = Sha256::new();
+    let disk = SectorRange::new(Sector(0), chain.sectors());
+    for piece in disk.split_at_multiples(SectorCount(2048)) {
+        let mut bytes = vec![0; piece.count().bytes().0 as usize];
+        chain.read(piece, &mut bytes)?;
+        hash.update(&bytes);
+    }
+    Ok(hex(&hash.finalize()))
+}

@@ -1,0 +1,153 @@
+//! The BAT, the blocks it places, their bitmaps, and the batmap.
+
+use super::{Report, Severity};
+use crate::batmap::BatmapState;
+use crate::block_size::BlockPlace;
+use crate::image::{FooterOrigin, Image, ReadError, ReadOnly, Tables};
+use crate::overlap::find_overlaps;
+use crate::storage::StorageError;
+use crate::units::{BlockIndex, ByteCount, FileOffset};
+
+pub(super) fn check(image: &Image<ReadOnly>, report: &mut Report) -> Result<(), StorageError> {
+    let Some(tables) = &image.tables else { return Ok(()) };
+    let end_of_blocks = check_places(image, tables, report)?;
+    check_overlaps(image, tables, report)?;
+    check_batmap(image, tables, report)?;
+    check_tail(image, end_of_blocks, report)
+}
+
+/// The end of the part of the file that may hold blocks.
+fn room(image: &Image<ReadOnly>, tables: &Tables) -> FileOffset {
+    let footer = match image.footer_origin() {
+        FooterOrigin::End => 512,
+        FooterOrigin::End511 => 511,
+        FooterOrigin::Start => 0,
+    };
+    FileOffset(tables.file_len().0 - footer)
+}
+
+/// Checks each entry by itself; gives the end of the last block.
+fn check_places(image: &Image<ReadOnly>, tables: &Tables, report: &mut Report) -> Result<FileOffset, StorageError> {
+    let size = tables.header.block_size();
+    let room = room(image, tables);
+    let mut end = FileOffset(0);
+    for found in tables.bat.allocated(image.container(), tables.bat.entries()) {
+        let (block, entry) = found?;
+        let place = BlockPlace::from_entry(entry, size);
+        let entry_at = Some(tables.header.table_offset() + ByteCount(u64::from(block.0) * 4));
+        if block.0 >= image.blocks() {
+            let text = format!("BAT entry {block} is in use, beyond the {} blocks of the disk", image.blocks());
+            report.add(Severity::Warning, "bat-beyond-disk", entry_at, text);
+        }
+        if let Some(fault) = tables.fault_of(place) {
+            let text = format!("the BAT puts block {block} at offset {}, but {fault}", place.bitmap);
+            report.add(Severity::Error, "bat-entry", entry_at, text);
+            continue;
+        }
+        let block_end = place.data + size.bytes();
+        if block_end > room {
+            let text = format!("block {block} is cut short: it would end at {block_end}, its room ends at {room}");
+            report.add(Severity::Error, "block-truncated", Some(place.bitmap), text);
+        }
+        end = end.max(block_end);
+    }
+    Ok(end)
+}
+
+fn check_overlaps(image: &Image<ReadOnly>, tables: &Tables, report: &mut Report) -> Result<(), StorageError> {
+    let size = tables.header.block_size();
+    let sound = || {
+        tables.bat.allocated(image.container(), tables.bat.entries()).filter_map(|found| match found {
+            Ok((block, entry)) => {
+                let place = BlockPlace::from_entry(entry, size);
+                tables.fault_of(place).is_none().then_some(Ok((block, place)))
+            }
+            Err(error) => Some(Err(error)),
+        })
+    };
+    find_overlaps(size, tables.file_len(), sound, |overlap| {
+        let text = format!("{overlap}: what one of them writes, the other reads");
+        report.add(Severity::Error, "block-overlap", Some(overlap.at), text);
+    })
+}
+
+fn check_batmap(image: &Image<ReadOnly>, tables: &Tables, report: &mut Report) -> Result<(), StorageError> {
+    let batmap = match &tables.batmap {
+        BatmapState::Absent => return Ok(()),
+        BatmapState::Overwritten => {
+            let at = crate::batmap::header_offset(&tables.header);
+            let text =
+                "the creator promises a batmap and there is none (qemu overwrites it); blktap will not open this image";
+            report.add(Severity::Warning, "batmap-lost", Some(at), text);
+            return Ok(());
+        }
+        BatmapState::Present(batmap) => batmap,
+    };
+    if !batmap.is_intact(image.container())? {
+        let text = "the batmap's checksum is wrong; the bitmaps say the same and are used";
+        report.add(Severity::Warning, "batmap-checksum", Some(batmap.region().start), text);
+        return Ok(());
+    }
+    let sectors = tables.header.block_size().sectors();
+    let mut unknown_full = 0_u64;
+    let mut failed = None;
+    batmap.for_each(image.container(), image.blocks(), |block, bit| {
+        if failed.is_some() {
+            return;
+        }
+        match is_full(image, block, sectors) {
+            Ok(Some(full)) if bit && !full => {
+                let text = format!(
+                    "the batmap says that block {block} is full, its bitmap that it is not: blktap reads garbage"
+                );
+                report.add(
+                    Severity::Error,
+                    "batmap-wrong",
+                    Some(batmap.map_offset() + ByteCount(u64::from(block.0) / 8)),
+                    text,
+                );
+            }
+            Ok(Some(true)) if !bit => unknown_full += 1,
+            Ok(_) => {}
+            Err(error) => failed = Some(error),
+        }
+    })?;
+    if unknown_full > 0 {
+        let text = format!("{unknown_full} full blocks are not in the batmap; blktap reads their bitmaps instead");
+        report.add(Severity::Info, "batmap-behind", Some(batmap.map_offset()), text);
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// Tells whether all of a block is there; `None` where it is not allocated, or not where it could be.
+fn is_full(
+    image: &Image<ReadOnly>,
+    block: BlockIndex,
+    sectors: crate::units::SectorCount,
+) -> Result<Option<bool>, StorageError> {
+    let tables = image.tables.as_ref().expect("the caller has them");
+    if tables.bat.entry(image.container(), block)?.is_none() {
+        return Ok(None);
+    }
+    match image.present_sectors(block) {
+        Ok(present) => Ok(Some(present == sectors)),
+        Err(ReadError::Storage(error)) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+fn check_tail(image: &Image<ReadOnly>, end_of_blocks: FileOffset, report: &mut Report) -> Result<(), StorageError> {
+    if image.container().has_fixed_size() {
+        return Ok(());
+    }
+    let tables = image.tables.as_ref().expect("the caller has them");
+    let locators = tables.header.locators().map(|(_, entry)| FileOffset(entry.offset.0.saturating_add(entry.space.0)));
+    let used = tables.regions().map(|region| region.range.end).chain(locators).fold(end_of_blocks, FileOffset::max);
+    let room = room(image, tables);
+    // Alignment leaves up to 4 KiB between the last block and the footer.
+    if used.0 + 4096 < room.0 {
+        let text = format!("{} bytes between the last block and the footer belong to nothing", room.0 - used.0);
+        report.add(Severity::Info, "stray-bytes", Some(used), text);
+    }
+    Ok(())
+}

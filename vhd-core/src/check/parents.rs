@@ -1,0 +1,89 @@
+//! What an image says of its parent, and whether that is so.
+
+use std::path::Path;
+
+use super::{Report, Severity, chain_of_causes};
+use crate::chain::{ChainError, ChainOptions};
+use crate::image::{Image, Layer, ReadOnly};
+use crate::locator::{self, MAX_LOCATOR_LENGTH};
+use crate::storage::{Lock, StorageError};
+use crate::units::{ByteCount, FileOffset};
+
+pub(super) fn check_locators(image: &Image<ReadOnly>, report: &mut Report) -> Result<(), StorageError> {
+    let Some(header) = image.header().filter(|_| image.is_differencing()) else { return Ok(()) };
+    let len = image.container().len()?;
+    let mut names: Vec<(String, FileOffset)> = Vec::new();
+    for (slot, entry) in header.locators() {
+        let at = Some(entry.offset);
+        let end = entry.offset.0.checked_add(entry.length.0);
+        if entry.length > MAX_LOCATOR_LENGTH || end.is_none_or(|end| end > len.0) {
+            let text =
+                format!("parent locator {slot}: {} bytes at {} do not lie in the file", entry.length, entry.offset);
+            report.add(Severity::Warning, "locator-place", at, text);
+            continue;
+        }
+        if entry.length > entry.space {
+            let text = format!("parent locator {slot}: text of {} bytes in room for {}", entry.length, entry.space);
+            report.add(Severity::Warning, "locator-room", at, text);
+        }
+        if let Some(region) = image.regions().find(|region| {
+            entry.offset < region.range.end && region.range.start < entry.offset + ByteCount(entry.length.0)
+        }) {
+            let text = format!("parent locator {slot} lies over the {}", region.name);
+            report.add(Severity::Error, "locator-place", at, text);
+            continue;
+        }
+        let mut text = vec![0; entry.length.0 as usize];
+        image.container().read_at(&mut text, entry.offset)?;
+        let paths = locator::decode_paths(entry.code, &text);
+        if paths.is_empty() && !matches!(entry.code, locator::PlatformCode::Other(_)) {
+            let text = format!("parent locator {slot}: not text of its kind");
+            report.add(Severity::Warning, "locator-text", at, text);
+        }
+        let name = paths.last().and_then(|path| path.file_name()).and_then(|name| name.to_str());
+        names.extend(name.map(|name| (name.to_owned(), entry.offset)));
+    }
+    let in_header = header.parent_name();
+    for (name, at) in &names {
+        if !in_header.is_empty() && *name != in_header {
+            let text =
+                format!("a parent locator names {name:?}, the header {in_header:?}: a relink may not have ended");
+            report.add(Severity::Warning, "locator-differs", Some(*at), text);
+        }
+    }
+    if names.is_empty() && in_header.is_empty() {
+        report.add(Severity::Error, "locator-none", None, "nothing says where the parent is");
+    }
+    Ok(())
+}
+
+/// Checks that the parents of the image at `path` can be opened, are who their children say, and fit.
+///
+/// Gives the paths of the parents that are VHDs, so that each can be checked as a file.
+///
+/// # Errors
+/// A file that cannot be read at all.
+pub fn chain(path: &Path, options: &ChainOptions) -> Result<(Report, Vec<std::path::PathBuf>), StorageError> {
+    let mut report = Report::default();
+    // Where the top cannot be opened, its own report says so.
+    let Ok(top) = Image::<ReadOnly>::open(path, Lock::None) else { return Ok((report, Vec::new())) };
+    let parents = match options.open_parents(&top, path) {
+        Ok(parents) => parents,
+        Err(ChainError::Open(crate::image::OpenError::Storage(error))) => return Err(error),
+        Err(error) => {
+            report.add(Severity::Error, "parent", None, chain_of_causes(&error));
+            return Ok((report, Vec::new()));
+        }
+    };
+    let layers: &[Layer] = parents.as_ref().map_or(&[], |chain| chain.layers());
+    let mut child_size = top.footer().current_size();
+    for layer in layers {
+        if layer.size() > child_size {
+            let text = format!("{} has {} bytes, its child only {child_size}", layer.path().display(), layer.size());
+            report.add(Severity::Warning, "parent-larger", None, text);
+        }
+        child_size = layer.size();
+    }
+    let paths = layers.iter().filter(|layer| layer.as_vhd().is_some()).map(|layer| layer.path().to_path_buf());
+    Ok((report, paths.collect()))
+}

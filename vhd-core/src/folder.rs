@@ -1,0 +1,216 @@
+//! The images in a folder, and who is whose parent: the forest.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use uuid::Uuid;
+
+use crate::footer::DiskType;
+use crate::gate;
+use crate::image::{Image, OpenError, ReadOnly};
+use crate::storage::Lock;
+use crate::units::ByteCount;
+
+/// A node of a [`Folder`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(usize);
+
+/// How a child names its parent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParentName {
+    /// The parent's unique id; nil for a raw parent.
+    pub unique_id: Uuid,
+    /// The paths that the child would try, in order.
+    pub candidates: Vec<PathBuf>,
+}
+
+/// One file of a folder.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its path: the folder's, as it was given, and its name.
+    pub path: PathBuf,
+    /// The kind of image; `None` for the raw parent of another node.
+    pub disk_type: Option<DiskType>,
+    /// Who it is; nil for a raw parent.
+    pub unique_id: Uuid,
+    /// The size of its disk.
+    pub size: ByteCount,
+    /// The space that its file takes.
+    pub own_size: ByteCount,
+    /// Whether it is an inner node of a chain, no volume.
+    pub hidden: bool,
+    /// Its parent, for a differencing image.
+    pub parent: Option<ParentName>,
+}
+
+/// Why a folder cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: cannot list the folder", path.display())]
+pub struct FolderError {
+    /// The folder.
+    pub path: PathBuf,
+    /// What the system answered.
+    #[source]
+    pub source: io::Error,
+}
+
+/// What a folder holds: every file named `*.vhd` that does not start with a dot, and the raw parents of those.
+#[derive(Debug)]
+pub struct Folder {
+    nodes: Vec<Node>,
+    parents: Vec<Option<NodeId>>,
+    damaged: Vec<(PathBuf, OpenError)>,
+}
+
+impl Folder {
+    /// Reads footer and header of every image in a folder, in parallel. A damaged one is set apart and hinders nothing.
+    ///
+    /// # Errors
+    /// A folder that cannot be listed.
+    pub fn scan(folder: &Path) -> Result<Self, FolderError> {
+        let failed = |source| FolderError { path: folder.into(), source };
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(folder).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let hidden_name = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+            if !hidden_name && path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("vhd")) {
+                paths.push(path);
+            }
+        }
+        paths.sort_unstable();
+        let found: Vec<_> = paths.into_par_iter().map(|path| (read_node(&path), path)).collect();
+        let mut nodes = Vec::new();
+        let mut damaged = Vec::new();
+        for (node, path) in found {
+            match node {
+                Ok(node) => nodes.push(node),
+                Err(error) => damaged.push((path, error)),
+            }
+        }
+        let parents = link(folder, &mut nodes);
+        Ok(Self { nodes, parents, damaged })
+    }
+
+    /// The nodes, sorted by path, raw parents last.
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+        self.nodes.iter().enumerate().map(|(i, node)| (NodeId(i), node))
+    }
+
+    /// A node.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.0]
+    }
+
+    /// Finds a node by its path, however that is written.
+    pub fn find(&self, path: &Path) -> Option<NodeId> {
+        let real = path.canonicalize().ok()?;
+        self.nodes.iter().position(|node| node.path.canonicalize().is_ok_and(|other| other == real)).map(NodeId)
+    }
+
+    /// The parent of a node, where it is in this folder.
+    pub fn parent(&self, id: NodeId) -> Option<NodeId> {
+        self.parents[id.0]
+    }
+
+    /// Every node that names this one as its parent, by unique id, or by path where this one is raw.
+    ///
+    /// Where two files have one unique id, both count as the parent: nothing that a child may need is overlooked.
+    pub fn children(&self, id: NodeId) -> impl Iterator<Item = NodeId> {
+        let unique_id = self.nodes[id.0].unique_id;
+        self.nodes().filter_map(move |(child, node)| {
+            let by_id = node.parent.as_ref().is_some_and(|parent| !unique_id.is_nil() && parent.unique_id == unique_id);
+            (by_id || self.parents[child.0] == Some(id)).then_some(child)
+        })
+    }
+
+    /// Files that are no readable images, and why.
+    pub fn damaged(&self) -> &[(PathBuf, OpenError)] {
+        &self.damaged
+    }
+}
+
+fn own_size(path: &Path) -> ByteCount {
+    ByteCount(fs::metadata(path).map_or(0, |metadata| metadata.blocks() * 512))
+}
+
+fn read_node(path: &Path) -> Result<Node, OpenError> {
+    let image: Image<ReadOnly> = Image::open(path, Lock::None)?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let parent = match image.header().filter(|_| image.is_differencing()) {
+        Some(header) => Some(ParentName {
+            unique_id: header.parent_unique_id(),
+            candidates: gate::candidates(image.container(), header, folder)?,
+        }),
+        None => None,
+    };
+    let footer = image.footer();
+    Ok(Node {
+        path: path.into(),
+        disk_type: Some(footer.disk_type()),
+        unique_id: footer.unique_id(),
+        size: footer.current_size(),
+        own_size: own_size(path),
+        hidden: footer.hidden(),
+        parent,
+    })
+}
+
+/// Finds each node's parent: among files of its unique id the one whose path the child records, else any of them.
+/// Raw parents that lie in the folder are added as nodes.
+fn link(folder: &Path, nodes: &mut Vec<Node>) -> Vec<Option<NodeId>> {
+    let real = |path: &Path| path.canonicalize().ok();
+    let mut by_id: HashMap<Uuid, Vec<usize>> = HashMap::new();
+    for (i, node) in nodes.iter().enumerate() {
+        by_id.entry(node.unique_id).or_default().push(i);
+    }
+    let folder = real(folder);
+    let mut raw: HashMap<PathBuf, usize> = HashMap::new();
+    let mut parents = Vec::with_capacity(nodes.len());
+    for child in 0..nodes.len() {
+        let Some(name) = nodes[child].parent.clone() else {
+            parents.push(None);
+            continue;
+        };
+        let parent = if name.unique_id.is_nil() {
+            let found = name.candidates.iter().filter_map(|path| real(path));
+            let found = found.into_iter().find(|path| path.is_file() && path.parent() == folder.as_deref());
+            found.map(|path| {
+                *raw.entry(path).or_insert_with_key(|path| {
+                    nodes.push(raw_node(path));
+                    nodes.len() - 1
+                })
+            })
+        } else {
+            let same_id = by_id.get(&name.unique_id).map_or(&[][..], Vec::as_slice);
+            match same_id {
+                [] => None,
+                [only] => Some(*only),
+                several => {
+                    let recorded: Vec<_> = name.candidates.iter().filter_map(|path| real(path)).collect();
+                    let named =
+                        several.iter().find(|&&i| real(&nodes[i].path).is_some_and(|path| recorded.contains(&path)));
+                    Some(*named.unwrap_or(&several[0]))
+                }
+            }
+        };
+        parents.push(parent.map(NodeId));
+    }
+    parents.resize(nodes.len(), None);
+    parents
+}
+
+fn raw_node(path: &Path) -> Node {
+    Node {
+        path: path.into(),
+        disk_type: None,
+        unique_id: Uuid::nil(),
+        size: ByteCount(fs::metadata(path).map_or(0, |metadata| metadata.len())),
+        own_size: own_size(path),
+        hidden: true,
+        parent: None,
+    }
+}

@@ -1,0 +1,149 @@
+//! Which parents may be opened.
+//!
+//! An image names its parent by paths, and whoever made the image chose them: followed blindly, an imported disk could
+//! read any file of the host. So a candidate is first opened without access (`O_PATH`), then judged by where that
+//! descriptor really is, after all links, and only then opened for reading through the descriptor itself; what was
+//! judged and what is read cannot be two files.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+
+use crate::header::Header;
+use crate::locator::{self, MAX_LOCATOR_LENGTH};
+use crate::storage::{Container, FileStorage, StorageError};
+
+/// Where parents may lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ParentPlaces {
+    /// In the folder of the image at the top of the chain, and beneath these.
+    Within(Vec<PathBuf>),
+    /// Anywhere that the process can read.
+    Anywhere,
+}
+
+/// A file or device, known by what it is rather than by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FileIdentity {
+    device: u64,
+    inode: u64,
+}
+
+impl FileIdentity {
+    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+        let metadata = std::fs::metadata(path)?;
+        Ok(Self { device: metadata.dev(), inode: metadata.ino() })
+    }
+
+    pub(crate) fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self { device: metadata.dev(), inode: metadata.ino() })
+    }
+}
+
+/// A file that the gate has let through.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    pub(crate) container: Container,
+    pub(crate) identity: FileIdentity,
+}
+
+/// Why a candidate was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// It cannot be opened.
+    #[error("{}: cannot be opened", path.display())]
+    Io {
+        /// The candidate.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// It lies outside the places where parents may be.
+    #[error("{}: outside the folders that parents are allowed in; allow its folder as a root, or parents anywhere", path.display())]
+    Outside {
+        /// Where it really is.
+        path: PathBuf,
+    },
+    /// It is a folder, FIFO, socket or character device.
+    #[error("{}: neither a regular file nor a block device", path.display())]
+    NotAFile {
+        /// Where it really is.
+        path: PathBuf,
+    },
+}
+
+/// The rule, with all its paths resolved.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    /// `None`: anywhere.
+    roots: Option<Vec<PathBuf>>,
+}
+
+impl Gate {
+    /// Makes the rule for a chain whose top image is in `folder`.
+    pub(crate) fn new(places: &ParentPlaces, folder: &Path) -> Result<Self, GateError> {
+        let real = |path: &Path| path.canonicalize().map_err(|source| GateError::Io { path: path.into(), source });
+        let roots = match places {
+            ParentPlaces::Anywhere => None,
+            ParentPlaces::Within(roots) => {
+                let all = std::iter::once(folder).chain(roots.iter().map(PathBuf::as_path));
+                Some(all.map(real).collect::<Result<_, _>>()?)
+            }
+        };
+        Ok(Self { roots })
+    }
+
+    /// Opens a candidate for reading, if the rule allows.
+    pub(crate) fn admit(&self, candidate: &Path) -> Result<Admitted, GateError> {
+        let failed = |source| GateError::Io { path: candidate.into(), source };
+        let flags = OFlags::PATH.bits().cast_signed();
+        let found = File::options().read(true).custom_flags(flags).open(candidate).map_err(failed)?;
+        let descriptor = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
+        let path = std::fs::read_link(&descriptor).map_err(failed)?;
+        if self.roots.as_ref().is_some_and(|roots| !roots.iter().any(|root| path.starts_with(root))) {
+            return Err(GateError::Outside { path });
+        }
+        let kind = found.metadata().map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(GateError::NotAFile { path });
+        }
+        let file = File::open(&descriptor).map_err(failed)?;
+        let identity = FileIdentity::of(&file).map_err(failed)?;
+        let storage = FileStorage::new(file).map_err(failed)?;
+        Ok(Admitted { container: Container::new(path, Arc::new(storage)), identity })
+    }
+}
+
+/// Lists the paths under which an image in `folder` looks for its parent, in the order of its locators; the bare name
+/// in the header comes last.
+pub(crate) fn candidates(container: &Container, header: &Header, folder: &Path) -> Result<Vec<PathBuf>, StorageError> {
+    let mut candidates: Vec<PathBuf> = Vec::new();
+    let mut add = |path: PathBuf| {
+        let path = folder.join(path);
+        if !candidates.contains(&path) {
+            candidates.push(path);
+        }
+    };
+    let len = container.len()?;
+    for (_, entry) in header.locators() {
+        let fits = entry.offset.0.checked_add(entry.length.0).is_some_and(|end| end <= len.0);
+        if entry.length > MAX_LOCATOR_LENGTH || !fits {
+            continue;
+        }
+        let mut text = vec![0; entry.length.0 as usize];
+        container.read_at(&mut text, entry.offset)?;
+        locator::decode_paths(entry.code, &text).into_iter().for_each(&mut add);
+    }
+    let name = header.parent_name();
+    if !name.is_empty() && !name.contains(['/', '\0']) {
+        add(PathBuf::from(name));
+    }
+    Ok(candidates)
+}

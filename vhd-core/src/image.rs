@@ -1,0 +1,277 @@
+//! One image: its tables, and where its sectors are.
+
+mod open;
+mod tables;
+
+pub use open::{FooterOrigin, OpenError};
+pub use tables::{BlockFault, Region};
+
+use std::path::Path;
+
+use crate::batmap::{Batmap, BatmapState};
+use crate::block_size::BlockPlace;
+use crate::footer::{DiskType, Footer};
+use crate::header::Header;
+use crate::resolve::{Extents, Source};
+use crate::storage::{Container, StorageError};
+use crate::units::{BlockIndex, ByteCount, FileOffset, Sector, SectorCount, SectorRange};
+
+pub(crate) use tables::Tables;
+
+/// The mode of an image that is only read.
+#[derive(Debug)]
+pub struct ReadOnly(());
+
+/// An open image: [`ReadOnly`], which never changes the file, or [`ReadWrite`].
+#[derive(Debug)]
+pub struct Image<Mode> {
+    pub(crate) container: Container,
+    pub(crate) footer: Footer,
+    pub(crate) origin: FooterOrigin,
+    /// What a fixed image does not have.
+    pub(crate) tables: Option<Tables>,
+    pub(crate) mode: Mode,
+}
+
+/// Why content cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The storage failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A BAT entry cannot be true.
+    #[error("{}: the BAT puts block {block} at offset {place}, but {fault}", path.display())]
+    Block {
+        /// The image.
+        path: std::path::PathBuf,
+        /// The block.
+        block: BlockIndex,
+        /// Where the BAT says it is.
+        place: FileOffset,
+        /// Why that cannot be.
+        fault: BlockFault,
+    },
+    /// The range is not on the disk.
+    #[error("{}: sectors {range} end after the disk's last, {size}", path.display())]
+    Range {
+        /// The image.
+        path: std::path::PathBuf,
+        /// What was asked for.
+        range: SectorRange,
+        /// The disk's sectors.
+        size: SectorCount,
+    },
+}
+
+impl<Mode> Image<Mode> {
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        self.container.path()
+    }
+
+    /// Its storage.
+    pub fn container(&self) -> &Container {
+        &self.container
+    }
+
+    /// Its footer.
+    pub fn footer(&self) -> &Footer {
+        &self.footer
+    }
+
+    /// Which of the copies of the footer was read.
+    pub fn footer_origin(&self) -> FooterOrigin {
+        self.origin
+    }
+
+    /// Its header; a fixed image has none.
+    pub fn header(&self) -> Option<&Header> {
+        self.tables.as_ref().map(|tables| &tables.header)
+    }
+
+    /// Its batmap, where its creator writes one.
+    pub fn batmap(&self) -> Option<&Batmap> {
+        match &self.tables.as_ref()?.batmap {
+            BatmapState::Present(batmap) => Some(batmap),
+            BatmapState::Absent | BatmapState::Overwritten => None,
+        }
+    }
+
+    /// Tells whether its creator promises a batmap and none is there.
+    pub fn batmap_overwritten(&self) -> bool {
+        self.tables.as_ref().is_some_and(|tables| tables.batmap == BatmapState::Overwritten)
+    }
+
+    /// The sectors of the virtual disk.
+    pub fn sectors(&self) -> SectorCount {
+        self.footer.current_size().whole_sectors()
+    }
+
+    /// Tells whether it reads what it does not hold from a parent.
+    pub fn is_differencing(&self) -> bool {
+        self.footer.disk_type() == DiskType::Differencing
+    }
+
+    /// The parts of the file that hold no blocks.
+    pub fn regions(&self) -> impl Iterator<Item = Region> + '_ {
+        self.tables.iter().flat_map(Tables::regions)
+    }
+
+    /// What a sector without data means in this image.
+    pub(crate) fn absent(&self) -> Source {
+        if self.is_differencing() { Source::Parent } else { Source::Zero }
+    }
+
+    pub(crate) fn check_range(&self, range: SectorRange) -> Result<(), ReadError> {
+        if range.end.0 > self.sectors().0 {
+            return Err(ReadError::Range { path: self.path().into(), range, size: self.sectors() });
+        }
+        Ok(())
+    }
+
+    /// Looks a block up in the BAT and checks that it can be there.
+    pub(crate) fn published_place(&self, tables: &Tables, block: BlockIndex) -> Result<Option<BlockPlace>, ReadError> {
+        let Some(entry) = tables.bat.entry(&self.container, block)? else { return Ok(None) };
+        self.checked_place(tables, block, entry).map(Some)
+    }
+
+    fn checked_place(&self, tables: &Tables, block: BlockIndex, entry: u32) -> Result<BlockPlace, ReadError> {
+        let place = BlockPlace::from_entry(entry, tables.header.block_size());
+        match tables.fault_of(place) {
+            None => Ok(place),
+            Some(fault) => Err(ReadError::Block { path: self.path().into(), block, place: place.bitmap, fault }),
+        }
+    }
+
+    /// Lists the blocks of the disk that the BAT on disk allocates, in order; blocks that cannot be are errors.
+    pub fn allocated_blocks(&self) -> impl Iterator<Item = Result<(BlockIndex, BlockPlace), ReadError>> + '_ {
+        self.tables.iter().flat_map(move |tables| {
+            tables.bat.allocated(&self.container, self.blocks()).map(move |found| {
+                let (block, entry) = found?;
+                Ok((block, self.checked_place(tables, block, entry)?))
+            })
+        })
+    }
+
+    /// Counts the blocks of the disk; a fixed image has none.
+    pub fn blocks(&self) -> u32 {
+        let blocks = self.header().map_or(0, |header| header.block_size().blocks_for(self.footer.current_size()));
+        u32::try_from(blocks).expect("checked at opening: the BAT has an entry for each")
+    }
+}
+
+impl Image<ReadOnly> {
+    /// Finds where the content of `range` is, as far as this layer knows.
+    ///
+    /// # Errors
+    /// A range beyond the disk, a BAT entry that cannot be, a failed read.
+    pub fn resolve(&self, range: SectorRange, extents: &mut Extents) -> Result<(), ReadError> {
+        self.check_range(range)?;
+        let Some(tables) = &self.tables else {
+            extents.push(range, Source::Data(FileOffset(range.start.byte_offset())));
+            return Ok(());
+        };
+        let block_size = tables.header.block_size();
+        for piece in range.split_at_multiples(block_size.sectors()) {
+            let block = block_size.block_of(piece.start);
+            let place = block.map(|block| self.published_place(tables, block)).transpose()?.flatten();
+            match place {
+                Some(place) => tables.resolve_on_disk(&self.container, piece, place, self.absent(), extents)?,
+                None => extents.push(piece, self.absent()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the sectors of a block that this layer holds.
+    pub fn present_sectors(&self, block: BlockIndex) -> Result<SectorCount, ReadError> {
+        let Some(tables) = &self.tables else { return Ok(SectorCount(0)) };
+        let Some(place) = self.published_place(tables, block)? else { return Ok(SectorCount(0)) };
+        let sectors = tables.header.block_size().sectors().0 as u32;
+        Ok(SectorCount(u64::from(tables.read_bitmap(&self.container, place)?.count(0..sectors))))
+    }
+}
+
+/// What is common to all that can be read as a layer of a chain.
+#[derive(Debug)]
+pub enum Layer {
+    /// A VHD.
+    Vhd(Box<Image<ReadOnly>>),
+    /// A disk's bytes and nothing else.
+    Raw(RawDisk),
+}
+
+/// A disk's bytes in a file or block device, without any format.
+#[derive(Debug)]
+pub struct RawDisk {
+    container: Container,
+    size: ByteCount,
+}
+
+impl RawDisk {
+    /// Takes a store as a disk.
+    pub fn open(container: Container) -> Result<Self, StorageError> {
+        let size = container.len()?;
+        Ok(Self { container, size })
+    }
+
+    /// Its size; the guest sees its whole sectors.
+    pub fn size(&self) -> ByteCount {
+        self.size
+    }
+
+    /// Its storage.
+    pub fn container(&self) -> &Container {
+        &self.container
+    }
+}
+
+impl Layer {
+    /// Its storage.
+    pub fn container(&self) -> &Container {
+        match self {
+            Self::Vhd(image) => image.container(),
+            Self::Raw(disk) => &disk.container,
+        }
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        self.container().path()
+    }
+
+    /// The size of its disk.
+    pub fn size(&self) -> ByteCount {
+        match self {
+            Self::Vhd(image) => image.footer.current_size(),
+            Self::Raw(disk) => disk.size,
+        }
+    }
+
+    /// The sectors of its disk.
+    pub fn sectors(&self) -> SectorCount {
+        self.size().whole_sectors()
+    }
+
+    /// It as a VHD.
+    pub fn as_vhd(&self) -> Option<&Image<ReadOnly>> {
+        match self {
+            Self::Vhd(image) => Some(image),
+            Self::Raw(_) => None,
+        }
+    }
+
+    /// Finds where the content of `range` is; beyond the end of this layer's disk it is zero.
+    pub fn resolve(&self, range: SectorRange, extents: &mut Extents) -> Result<(), ReadError> {
+        let end = Sector(self.sectors().0).min(range.end).max(range.start);
+        let inside = SectorRange::between(range.start, end);
+        if !inside.is_empty() {
+            match self {
+                Self::Vhd(image) => image.resolve(inside, extents)?,
+                Self::Raw(_) => extents.push(inside, Source::Data(FileOffset(inside.start.byte_offset()))),
+            }
+        }
+        extents.push(SectorRange::between(end, range.end), Source::Zero);
+        Ok(())
+    }
+}

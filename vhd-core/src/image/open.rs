@@ -1,0 +1,249 @@
+//! Opening: from bytes to an [`Image`].
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Image, ReadError, ReadOnly, Tables};
+use crate::batmap::BatmapState;
+use crate::footer::{DiskType, FOOTER_SIZE, Footer, FooterError};
+use crate::header::{HEADER_SIZE, Header, HeaderError};
+use crate::overlap::{Overlap, find_overlaps};
+use crate::storage::{Container, FileStorage, Lock, StorageError};
+use crate::units::{ByteCount, FileOffset};
+use crate::write::ReadWrite;
+
+/// Where the footer that was read stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FooterOrigin {
+    /// In the last 512 bytes.
+    End,
+    /// In the last 511 bytes, as Virtual PC wrote it before 2004.
+    End511,
+    /// At the start: the one at the end is lost, or not yet written.
+    Start,
+}
+
+/// Why a file cannot be opened as a VHD.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The storage failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// Neither its end nor its start is a footer.
+    #[error("{}: not a VHD, or its footer is lost (looked at offset {offset} and at 0)", path.display())]
+    Footer {
+        /// The file.
+        path: PathBuf,
+        /// Where the footer should be.
+        offset: FileOffset,
+        /// What is wrong with what is there.
+        #[source]
+        source: FooterError,
+    },
+    /// The header is lost.
+    #[error("{}: bad header at offset {offset}", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// Where the footer says it is.
+        offset: FileOffset,
+        /// What is wrong with it.
+        #[source]
+        source: HeaderError,
+    },
+    /// A part of the image lies, wholly or in part, outside the file.
+    #[error("{}: the {part} at offset {offset} would end at {end}, but the file ends at {len}", path.display())]
+    Outside {
+        /// The file.
+        path: PathBuf,
+        /// What.
+        part: &'static str,
+        /// Where it starts.
+        offset: FileOffset,
+        /// Where it would end.
+        end: u128,
+        /// The file's length.
+        len: ByteCount,
+    },
+    /// The disk has more blocks than the BAT has entries.
+    #[error("{}: the disk has {blocks} blocks, but the BAT only {entries} entries", path.display())]
+    ShortBat {
+        /// The file.
+        path: PathBuf,
+        /// Blocks of the disk.
+        blocks: u64,
+        /// Entries of the table.
+        entries: u32,
+    },
+    /// Blocks lie over each other or over something else: what one writes, the other would read.
+    #[error("{}: {overlap}; the image is damaged", path.display())]
+    Overlap {
+        /// The file.
+        path: PathBuf,
+        /// Which blocks.
+        overlap: Overlap,
+    },
+    /// The BAT cannot be read, or puts a block where none can be.
+    #[error(transparent)]
+    Block(#[from] ReadError),
+    /// A resize was interrupted; writing, or trusting what is read, needs its journal.
+    #[error("{}: a resize was interrupted (footer says \"v_poison\"): revert it with its journal first", path.display())]
+    UnfinishedResize {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Everything that is read at opening.
+struct Opened {
+    container: Container,
+    footer: Footer,
+    origin: FooterOrigin,
+    tables: Option<Tables>,
+}
+
+impl Image<ReadOnly> {
+    /// Opens a file or block device for reading.
+    ///
+    /// # Errors
+    /// What [`OpenError`] lists; a file that somebody has locked against `lock` gives a storage error.
+    pub fn open(path: &Path, lock: Lock) -> Result<Self, OpenError> {
+        let file = FileStorage::open(path, lock).map_err(|source| StorageError::from_open(path, source))?;
+        Self::from_container(Container::new(path, Arc::new(file)))
+    }
+
+    /// Reads the image that a store holds.
+    ///
+    /// # Errors
+    /// What [`OpenError`] lists.
+    pub fn from_container(container: Container) -> Result<Self, OpenError> {
+        let Opened { container, footer, origin, tables } = Opened::read(container)?;
+        Ok(Self { container, footer, origin, tables, mode: ReadOnly(()) })
+    }
+}
+
+impl<Mode> Image<Mode> {
+    /// Checks that every block of the disk has a place of its own, in time and reading linear in the size of the BAT.
+    ///
+    /// # Errors
+    /// [`OpenError::Block`] or [`OpenError::Overlap`] for the first that has not.
+    pub fn check_blocks(&self) -> Result<(), OpenError> {
+        let Some(tables) = &self.tables else { return Ok(()) };
+        let mut first = None;
+        find_overlaps(
+            tables.header.block_size(),
+            tables.file_len(),
+            || self.allocated_blocks(),
+            |overlap| {
+                first.get_or_insert(overlap);
+            },
+        )?;
+        match first {
+            Some(overlap) => Err(OpenError::Overlap { path: self.path().into(), overlap }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Image<ReadWrite> {
+    /// Opens a file or block device for writing and locks it. Nothing in it changes by that.
+    ///
+    /// # Errors
+    /// What [`OpenError`] lists; a file that somebody else has locked gives a storage error.
+    pub fn open_writable(path: &Path) -> Result<Self, OpenError> {
+        let file = FileStorage::open_writable(path).map_err(|source| StorageError::from_open(path, source))?;
+        Self::writable_from_container(Container::new(path, Arc::new(file)))
+    }
+
+    /// Makes the image that a store holds writable. The caller sees to it that nobody else writes.
+    ///
+    /// # Errors
+    /// What [`OpenError`] lists.
+    pub fn writable_from_container(container: Container) -> Result<Self, OpenError> {
+        let Opened { container, footer, origin, tables } = Opened::read(container)?;
+        if footer.poisoned() {
+            return Err(OpenError::UnfinishedResize { path: container.path().into() });
+        }
+        let mode = ReadWrite::new(&container, origin, tables.as_ref())?;
+        let image = Self { container, footer, origin, tables, mode };
+        image.check_blocks()?;
+        Ok(image)
+    }
+}
+
+impl Opened {
+    fn read(container: Container) -> Result<Self, OpenError> {
+        let len = container.len()?;
+        let (footer, origin) = read_footer(&container, len)?;
+        let tables = match footer.header_offset() {
+            None => {
+                check_fixed(&container, &footer, len)?;
+                None
+            }
+            Some(at) => Some(read_tables(&container, &footer, at, len)?),
+        };
+        Ok(Self { container, footer, origin, tables })
+    }
+}
+
+fn read_footer(container: &Container, len: ByteCount) -> Result<(Footer, FooterOrigin), OpenError> {
+    let at = FileOffset(len.0.saturating_sub(FOOTER_SIZE.0));
+    let read = |at: FileOffset, length: usize| {
+        let mut bytes = [0; FOOTER_SIZE.0 as usize];
+        if at.0 + length as u64 <= len.0 {
+            container.read_at(&mut bytes[..length], at)?;
+        }
+        Ok::<_, StorageError>(Footer::try_from(&bytes))
+    };
+    let source = match read(at, 512)? {
+        Ok(footer) => return Ok((footer, FooterOrigin::End)),
+        Err(error) => error,
+    };
+    if let Ok(footer) = read(FileOffset(len.0.saturating_sub(511)), 511)? {
+        return Ok((footer, FooterOrigin::End511));
+    }
+    match read(FileOffset(0), 512)? {
+        // At the start of a fixed image is the guest's first sector, so no fixed footer is believed there.
+        Ok(footer) if footer.disk_type() != DiskType::Fixed => Ok((footer, FooterOrigin::Start)),
+        _ => Err(OpenError::Footer { path: container.path().into(), offset: at, source }),
+    }
+}
+
+fn check_fits(
+    container: &Container,
+    part: &'static str,
+    offset: FileOffset,
+    length: ByteCount,
+    len: ByteCount,
+) -> Result<(), OpenError> {
+    let end = u128::from(offset.0) + u128::from(length.0);
+    if end > u128::from(len.0) {
+        return Err(OpenError::Outside { path: container.path().into(), part, offset, end, len });
+    }
+    Ok(())
+}
+
+fn check_fixed(container: &Container, footer: &Footer, len: ByteCount) -> Result<(), OpenError> {
+    check_fits(container, "data of the fixed disk", FileOffset(0), footer.current_size(), len)
+}
+
+fn read_tables(container: &Container, footer: &Footer, at: FileOffset, len: ByteCount) -> Result<Tables, OpenError> {
+    check_fits(container, "header", at, HEADER_SIZE, len)?;
+    let mut bytes = [0; HEADER_SIZE.0 as usize];
+    container.read_at(&mut bytes, at)?;
+    let header = Header::try_from(&bytes).map_err(|source| OpenError::Header {
+        path: container.path().into(),
+        offset: at,
+        source,
+    })?;
+    let entries = header.max_table_entries();
+    // The padding of the last sector may be missing.
+    check_fits(container, "BAT", header.table_offset(), ByteCount(u64::from(entries) * 4), len)?;
+    let blocks = header.block_size().blocks_for(footer.current_size());
+    if blocks > u64::from(entries) {
+        return Err(OpenError::ShortBat { path: container.path().into(), blocks, entries });
+    }
+    let batmap =
+        if footer.promises_batmap() { BatmapState::read(container, &header, len)? } else { BatmapState::Absent };
+    Ok(Tables::new(at, header, batmap, len))
+}

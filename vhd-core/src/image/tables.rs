@@ -1,0 +1,132 @@
+//! The tables of a dynamic or differencing image, and what can lie where in its file.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::bat::{self, Bat};
+use crate::batmap::BatmapState;
+use crate::bitmap::{Bitmap, WORD_BITS};
+use crate::block_size::BlockPlace;
+use crate::footer::FOOTER_SIZE;
+use crate::header::{HEADER_SIZE, Header};
+use crate::resolve::{BlockBits, Extents, Source, resolve_block};
+use crate::storage::{Container, StorageError};
+use crate::units::{ByteCount, FileOffset, Sector, SectorRange};
+
+/// A part of the file that holds no blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// What it is.
+    pub name: &'static str,
+    /// Where.
+    pub range: Range<FileOffset>,
+}
+
+/// Why a block cannot be where the BAT puts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockFault {
+    /// Its data would start at or past the end of the file.
+    BeyondEnd {
+        /// The file's length.
+        len: ByteCount,
+    },
+    /// It would lie over something else.
+    Over {
+        /// What.
+        region: &'static str,
+    },
+}
+
+impl fmt::Display for BlockFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BeyondEnd { len } => write!(f, "the file ends at {len}"),
+            Self::Over { region } => write!(f, "the {region} is there"),
+        }
+    }
+}
+
+/// Header, BAT and batmap.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    pub(crate) header_at: FileOffset,
+    pub(crate) header: Header,
+    pub(crate) bat: Bat,
+    pub(crate) batmap: BatmapState,
+    /// The file's length as far as blocks may lie: as opened, and then as grown by us.
+    file_len: AtomicU64,
+}
+
+impl Tables {
+    pub(crate) fn new(header_at: FileOffset, header: Header, batmap: BatmapState, file_len: ByteCount) -> Self {
+        let bat = Bat::new(header.table_offset(), header.max_table_entries());
+        Self { header_at, header, bat, batmap, file_len: AtomicU64::new(file_len.0) }
+    }
+
+    /// The file's length as far as blocks may lie.
+    pub(crate) fn file_len(&self) -> ByteCount {
+        ByteCount(self.file_len.load(Ordering::Acquire))
+    }
+
+    /// Notes that the file has grown.
+    pub(crate) fn set_file_len(&self, len: ByteCount) {
+        self.file_len.store(len.0, Ordering::Release);
+    }
+
+    /// Lists the parts of the file that no block may lie over.
+    pub(crate) fn regions(&self) -> impl Iterator<Item = Region> + '_ {
+        let region = |name, start: FileOffset, length: ByteCount| Region { name, range: start..start + length };
+        let table = self.header.table_offset();
+        let fixed = [
+            region("copy of the footer", FileOffset(0), FOOTER_SIZE),
+            region("header", self.header_at, HEADER_SIZE),
+            region("BAT", table, bat::table_size(self.bat.entries())),
+        ];
+        let batmap = match &self.batmap {
+            BatmapState::Present(batmap) => Some(Region { name: "batmap", range: batmap.region() }),
+            BatmapState::Absent | BatmapState::Overwritten => None,
+        };
+        fixed.into_iter().chain(batmap)
+    }
+
+    /// Tells why a block cannot be at `place`.
+    pub(crate) fn fault_of(&self, place: BlockPlace) -> Option<BlockFault> {
+        let len = self.file_len();
+        if place.data.0 >= len.0 {
+            return Some(BlockFault::BeyondEnd { len });
+        }
+        let end = place.data + self.header.block_size().bytes();
+        self.regions()
+            .find(|region| place.bitmap < region.range.end && region.range.start < end)
+            .map(|region| BlockFault::Over { region: region.name })
+    }
+
+    /// Reads a block's whole bitmap.
+    pub(crate) fn read_bitmap(&self, container: &Container, place: BlockPlace) -> Result<Bitmap, StorageError> {
+        let mut bytes = vec![0; self.header.block_size().bitmap_size().0 as usize];
+        container.read_at(&mut bytes, place.bitmap)?;
+        Ok(Bitmap::from_bytes(&bytes))
+    }
+
+    /// Resolves `piece`, which lies in the one block at `place`, reading only the bits it needs.
+    pub(crate) fn resolve_on_disk(
+        &self,
+        container: &Container,
+        piece: SectorRange,
+        place: BlockPlace,
+        absent: Source,
+        extents: &mut Extents,
+    ) -> Result<(), StorageError> {
+        let block_sectors = self.header.block_size().sectors().0;
+        let block_start = Sector(piece.start.0 / block_sectors * block_sectors);
+        let word = u64::from(WORD_BITS);
+        let first_bit = (piece.start - block_start).0 / word * word;
+        let end_bit = (piece.end - block_start).0.next_multiple_of(word);
+        let mut bytes = vec![0; ((end_bit - first_bit) / 8) as usize];
+        container.read_at(&mut bytes, place.bitmap + ByteCount(first_bit / 8))?;
+        let bits = BlockBits { bits: &Bitmap::from_bytes(&bytes), first_bit: first_bit as u32 };
+        resolve_block(piece, block_start, place.data, &bits, absent, extents);
+        Ok(())
+    }
+}

@@ -1,0 +1,60 @@
+//! Reads and writes VHD images, and chains of them.
+//!
+//! A virtual disk is a chain of files: a base, which is [`Fixed`](DiskType::Fixed), [`Dynamic`](DiskType::Dynamic) or
+//! raw, and [`Differencing`](DiskType::Differencing) children that hold what has changed since.
+//!
+//! ```text
+//!   bytes ──TryFrom──▶ Footer, Header ──▶ Image<ReadOnly>  ──▶ Chain   read, extents
+//!                                    └──▶ Image<ReadWrite> ──▶ Volume  read, write, write_zeroes, flush, close
+//! ```
+//!
+//! Content is found by *resolving*: tables and a range of sectors give extents, each of which is data at a file offset,
+//! zeros, or the parent's affair. Reading, mapping and merging all start from extents.
+//!
+//! Nothing is ever read, sized or followed on the word of a file alone: see [`OpenError`], [`BlockFault`] and the rules
+//! for parents in [`ParentPlaces`].
+
+mod bat;
+mod batmap;
+mod bitmap;
+mod block_size;
+mod chain;
+pub mod check;
+mod create;
+mod folder;
+mod footer;
+mod format;
+mod gate;
+mod geometry;
+mod header;
+mod image;
+mod locator;
+mod metadata;
+mod overlap;
+mod resolve;
+mod snapshot;
+mod storage;
+mod units;
+mod write;
+
+pub use batmap::{Batmap, KeyHash};
+pub use block_size::{BlockPlace, BlockSize};
+pub use chain::{
+    Chain, ChainError, ChainExtent, ChainOptions, ChainSource, MAX_CHAIN_DEPTH, ParentIdentity, UnfinishedResize,
+    Volume,
+};
+pub use create::{CreateError, Existing, NewImage, NewKind, create, create_file, write_new_file};
+pub use folder::{Folder, FolderError, Node, NodeId, ParentName};
+pub use footer::{DiskType, FOOTER_SIZE, Footer, FooterError, MAX_VIRTUAL_SIZE, Timestamp};
+pub use gate::{GateError, ParentPlaces};
+pub use geometry::Geometry;
+pub use header::{HEADER_SIZE, Header, HeaderError};
+pub use image::{BlockFault, FooterOrigin, Image, Layer, OpenError, RawDisk, ReadError, ReadOnly, Region};
+pub use locator::{LocatorEntry, MAX_LOCATOR_LENGTH, PlatformCode};
+pub use metadata::{LinkError, MetadataError, ParentLink};
+pub use overlap::Overlap;
+pub use resolve::{Extent, Extents, Source};
+pub use snapshot::{SnapshotError, Snapshotted, finish_interrupted, snapshot};
+pub use storage::{Container, FileStorage, Lock, MemoryStorage, Storage, StorageError};
+pub use units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, SectorRange};
+pub use write::{ReadWrite, WriteError};

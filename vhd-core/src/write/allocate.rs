@@ -1,0 +1,159 @@
+//! Where new blocks go: at the end of the file, data on 4 KiB boundaries.
+
+use super::{WriteError, locked};
+use crate::block_size::{BlockPlace, BlockSize};
+use crate::footer::FOOTER_SIZE;
+use crate::image::{FooterOrigin, Image, OpenError, Tables};
+use crate::storage::{Container, StorageError};
+use crate::units::{BlockIndex, ByteCount, FileOffset};
+use crate::write::ReadWrite;
+
+/// Data of blocks that we allocate starts on a multiple of this.
+///
+/// Source: blktap, whose stride for 2 MiB blocks is thereby 4104 sectors.
+const DATA_ALIGNMENT: u64 = 4096;
+
+/// The end of what the file holds.
+#[derive(Debug)]
+pub(super) struct Tail {
+    /// The end of the last block or table.
+    pub(super) end: FileOffset,
+    /// Where a good end footer stands on disk.
+    pub(super) footer: Option<FileOffset>,
+    /// Whether the end has moved since the footer was written.
+    grown: bool,
+    /// The length that the file has been given; it is never cut below that while open.
+    len: ByteCount,
+}
+
+impl Tail {
+    pub(super) fn find(
+        container: &Container,
+        origin: FooterOrigin,
+        tables: Option<&Tables>,
+    ) -> Result<Self, OpenError> {
+        let len = container.len()?;
+        let footer = match origin {
+            FooterOrigin::End => Some(FileOffset(len.0 - FOOTER_SIZE.0)),
+            FooterOrigin::End511 => Some(FileOffset(len.0 - (FOOTER_SIZE.0 - 1))),
+            FooterOrigin::Start => None,
+        };
+        let end = match tables {
+            Some(tables) if container.has_fixed_size() => last_used(container, tables)?,
+            _ => footer.unwrap_or(FileOffset(len.0)),
+        };
+        // A table may reach under the footer: blktap rounds some batmaps up only in their header.
+        let tables_end = tables.into_iter().flat_map(Tables::regions).map(|region| region.range.end).max();
+        Ok(Self { end: end.max(tables_end.unwrap_or_default()), footer, grown: false, len })
+    }
+}
+
+/// The end of the last block, from the whole BAT: on a device the footer does not tell.
+fn last_used(container: &Container, tables: &Tables) -> Result<FileOffset, StorageError> {
+    let size = tables.header.block_size();
+    let mut end = FileOffset(0);
+    for found in tables.bat.allocated(container, tables.bat.entries()) {
+        end = end.max(BlockPlace::from_entry(found?.1, size).data + size.bytes());
+    }
+    Ok(end)
+}
+
+/// The first place at or after `end` for a block, leaving room for a footer that stands at `end`.
+fn place_after(end: FileOffset, size: BlockSize) -> BlockPlace {
+    let bitmap = size.bitmap_size();
+    let data = (end.0 + FOOTER_SIZE.0 + bitmap.0).next_multiple_of(DATA_ALIGNMENT);
+    BlockPlace { bitmap: FileOffset(data - bitmap.0), data: FileOffset(data) }
+}
+
+impl Image<ReadWrite> {
+    /// Takes the next place at the end of the file.
+    ///
+    /// The file grows to the block's end and 512 bytes more, all of it a hole: the footer that stood at the end is not
+    /// touched, so cutting the file brings it back, and the guest never decides what the last 512 bytes of the file are.
+    /// Meanwhile the copy of the footer at the start speaks for the image.
+    pub(super) fn allocate(&self, tables: &Tables, block: BlockIndex) -> Result<BlockPlace, WriteError> {
+        let size = tables.header.block_size();
+        let mut tail = locked(&self.mode.tail);
+        let place = place_after(tail.end, size);
+        if place.to_entry().is_none() {
+            return Err(WriteError::FileFull { path: self.path().into(), block, place: place.bitmap });
+        }
+        self.extend(&mut tail, place.data + size.bytes())?;
+        Ok(place)
+    }
+
+    /// Takes `length` bytes at the end of the file, on a 4 KiB boundary, for something other than blocks.
+    pub(crate) fn allocate_bytes(&self, length: ByteCount) -> Result<FileOffset, WriteError> {
+        let mut tail = locked(&self.mode.tail);
+        let at = FileOffset((tail.end.0 + FOOTER_SIZE.0).next_multiple_of(DATA_ALIGNMENT));
+        self.extend(&mut tail, at + length)?;
+        Ok(at)
+    }
+
+    /// Moves the end of what the file holds to `end`, further on.
+    pub(crate) fn take_tail(&self, end: FileOffset) -> Result<(), StorageError> {
+        self.extend(&mut locked(&self.mode.tail), end)
+    }
+
+    /// The end of what the file holds.
+    pub(crate) fn tail_end(&self) -> FileOffset {
+        locked(&self.mode.tail).end
+    }
+
+    fn extend(&self, tail: &mut Tail, end: FileOffset) -> Result<(), StorageError> {
+        let len = ByteCount(end.0 + FOOTER_SIZE.0);
+        if len > tail.len {
+            self.container.set_len(len)?;
+            tail.len = len;
+            self.tables.iter().for_each(|tables| tables.set_file_len(len));
+        }
+        tail.end = end;
+        tail.grown = true;
+        Ok(())
+    }
+
+    /// Writes the end footer where the file now ends; returns where an older one stands that no longer is the end.
+    pub(crate) fn write_end_footer(&self) -> Result<Option<FileOffset>, StorageError> {
+        let mut tail = locked(&self.mode.tail);
+        let at = match tail.footer {
+            Some(footer) if !tail.grown || self.container.has_fixed_size() => footer,
+            None if self.container.has_fixed_size() => FileOffset(self.container.len()?.0 - FOOTER_SIZE.0),
+            _ => tail.end,
+        };
+        self.container.write_at(&self.footer.to_bytes(), at)?;
+        tail.grown = false;
+        let old = tail.footer.replace(at);
+        Ok(old.filter(|old| at.0 >= old.0 + FOOTER_SIZE.0))
+    }
+
+    /// Cuts the file back to the end footer that is known to be on disk, after a failure before anything beyond it was
+    /// shown. Best effort: without it the copy at the start speaks for the image.
+    pub(super) fn cut_back(&self) {
+        let tail = locked(&self.mode.tail);
+        if let (Some(footer), true, false) = (tail.footer, tail.grown, self.container.has_fixed_size()) {
+            // The write that failed is what the caller hears of.
+            let _ = self.container.set_len(ByteCount(footer.0 + FOOTER_SIZE.0));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_is_aligned_and_the_footer_spared() {
+        for (block_size, end, bitmap) in [
+            (2 << 20, 3072, 3584),
+            (2 << 20, 4096 + (2 << 20), 7680 + (2 << 20)),
+            (4096, 8192, 8192 + 3584),
+            (256 << 20, 4096, 8192),
+        ] {
+            let size = BlockSize::new(block_size).unwrap();
+            let place = place_after(FileOffset(end), size);
+            assert_eq!(place.bitmap, FileOffset(bitmap), "{block_size} after {end}");
+            assert_eq!(place.data.0 % 4096, 0);
+            assert!(place.bitmap.0 >= end + 512);
+        }
+    }
+}
