@@ -1,1 +1,29 @@
-//! Placeholder.
+//! Merges runs of VHD images.
+//!
+//! A *run* is `target ← n1 ← … ← nk` in which every node but the last has exactly one child. One pass moves the newest
+//! version of each sector into the target: each surviving sector is read once and written once, whatever the length of
+//! the run.
+//!
+//! ```text
+//!   Coalesce::prepare   open, lock, check      nothing is changed
+//!     └─ Plan           what will move where   data: print it, or go on
+//!   Coalesce::execute
+//!     ├─ grow the target, where the node at the top is larger
+//!     ├─ merge          blocks in parallel, then one flush
+//!     ├─ relink the children of the top node, or give the target its name
+//!     └─ delete the merged files, top first
+//! ```
+//!
+//! # Crash safety
+//! The merge writes only sectors of the target that nobody reads through it, because a node above it holds each of
+//! them; so whatever the moment of a crash, every leaf reads as before, and the same command can be given again.
+
+mod coalesce;
+mod merge;
+mod plan;
+mod target;
+
+pub use coalesce::{Coalesce, CoalesceError, Ending, Outcome, Request};
+pub use merge::{MergeError, MergeOptions, Moved, merge};
+pub use plan::{Plan, Unit};
+pub use target::Target;

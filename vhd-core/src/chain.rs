@@ -138,7 +138,7 @@ impl Chain {
             loop {
                 let Some(next) = ready.next() else {
                     let Some(region) = regions.next() else { return pending.take().map(Ok) };
-                    match resolve(&self.layers, region) {
+                    match resolve_layers(&self.layers, region) {
                         Ok(extents) => ready = extents.into_iter(),
                         Err(error) => return Some(Err(error)),
                     }
@@ -157,8 +157,12 @@ impl Chain {
     }
 }
 
-/// Finds where the content of `range` is, asking each layer only for what those above it do not hold.
-pub(crate) fn resolve(layers: &[Layer], range: SectorRange) -> Result<Vec<ChainExtent>, ReadError> {
+/// Finds where the content of `range` is, in the order of the disk, asking each layer, top first, only for what those
+/// above it do not hold. What none of them holds is left out: that is how a stack without its base is read.
+///
+/// # Errors
+/// A BAT entry that cannot be, a failed read.
+pub fn resolve_layers(layers: &[Layer], range: SectorRange) -> Result<Vec<ChainExtent>, ReadError> {
     let mut found = Vec::new();
     let mut open = vec![range];
     let mut extents = Extents::default();
@@ -184,7 +188,6 @@ pub(crate) fn resolve(layers: &[Layer], range: SectorRange) -> Result<Vec<ChainE
             break;
         }
     }
-    // A stack without its base, as the engine reads it, leaves ranges that nobody holds.
     found.sort_unstable_by_key(|extent: &ChainExtent| extent.sectors.start);
     Ok(found)
 }

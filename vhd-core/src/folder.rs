@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use uuid::Uuid;
 
-use crate::footer::DiskType;
+use crate::footer::{DiskType, FOOTER_SIZE};
 use crate::gate;
+use crate::header::{HEADER_SIZE, Header};
 use crate::image::{Image, OpenError, ReadOnly};
-use crate::storage::Lock;
-use crate::units::ByteCount;
+use crate::storage::{FileStorage, Lock, Storage};
+use crate::units::{ByteCount, FileOffset};
 
 /// A node of a [`Folder`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,7 +64,18 @@ pub struct FolderError {
 pub struct Folder {
     nodes: Vec<Node>,
     parents: Vec<Option<NodeId>>,
-    damaged: Vec<(PathBuf, OpenError)>,
+    damaged: Vec<DamagedFile>,
+}
+
+/// A file that is no readable image.
+#[derive(Debug)]
+pub struct DamagedFile {
+    /// Its path.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub error: OpenError,
+    /// The unique id of its parent, where what is left of it still tells.
+    pub parent: Option<Uuid>,
 }
 
 impl Folder {
@@ -88,7 +100,7 @@ impl Folder {
         for (node, path) in found {
             match node {
                 Ok(node) => nodes.push(node),
-                Err(error) => damaged.push((path, error)),
+                Err(error) => damaged.push(DamagedFile { parent: salvaged_parent(&path), path, error }),
             }
         }
         let parents = link(folder, &mut nodes);
@@ -128,13 +140,21 @@ impl Folder {
     }
 
     /// Files that are no readable images, and why.
-    pub fn damaged(&self) -> &[(PathBuf, OpenError)] {
+    pub fn damaged(&self) -> &[DamagedFile] {
         &self.damaged
     }
 }
 
 fn own_size(path: &Path) -> ByteCount {
     ByteCount(fs::metadata(path).map_or(0, |metadata| metadata.blocks() * 512))
+}
+
+/// Looks for a header where nearly every writer puts it, whatever the state of the footers.
+fn salvaged_parent(path: &Path) -> Option<Uuid> {
+    let file = FileStorage::open(path, Lock::None).ok()?;
+    let mut bytes = [0; HEADER_SIZE.0 as usize];
+    file.read_at(&mut bytes, FileOffset(0) + FOOTER_SIZE).ok()?;
+    Some(Header::try_from(&bytes).ok()?.parent_unique_id()).filter(|id| !id.is_nil())
 }
 
 fn read_node(path: &Path) -> Result<Node, OpenError> {

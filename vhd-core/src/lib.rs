@@ -41,10 +41,10 @@ pub use batmap::{Batmap, KeyHash};
 pub use block_size::{BlockPlace, BlockSize};
 pub use chain::{
     Chain, ChainError, ChainExtent, ChainOptions, ChainSource, MAX_CHAIN_DEPTH, ParentIdentity, UnfinishedResize,
-    Volume,
+    Volume, resolve_layers,
 };
 pub use create::{CreateError, Existing, NewImage, NewKind, create, create_file, write_new_file};
-pub use folder::{Folder, FolderError, Node, NodeId, ParentName};
+pub use folder::{DamagedFile, Folder, FolderError, Node, NodeId, ParentName};
 pub use footer::{DiskType, FOOTER_SIZE, Footer, FooterError, MAX_VIRTUAL_SIZE, Timestamp};
 pub use gate::{GateError, ParentPlaces};
 pub use geometry::Geometry;

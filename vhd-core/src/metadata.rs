@@ -230,7 +230,7 @@ impl Image<ReadWrite> {
                 // Clear bits are always right: readers then look at the bitmaps.
                 if old.is_intact(&self.container)? {
                     old.for_each(&self.container, tables.bat.entries(), |block, bit| {
-                        full.extend(bit.then_some(block))
+                        full.extend(bit.then_some(block));
                     })?;
                 }
                 (old.moved(at, entries), full)

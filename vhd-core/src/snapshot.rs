@@ -226,6 +226,9 @@ fn child_of(image: &Image<ReadWrite>, parent: ParentLink) -> NewImage {
 fn refuse_children(folder: &Path, volume: &Path, image: &Image<ReadWrite>) -> Result<(), SnapshotError> {
     let forest = Folder::scan(folder)?;
     let unique_id = image.footer().unique_id();
+    if let Some(child) = forest.damaged().iter().find(|damaged| damaged.parent == Some(unique_id)) {
+        return Err(SnapshotError::HasChild { path: volume.into(), child: child.path.clone() });
+    }
     let mut names = forest.nodes().filter_map(|(_, node)| Some((node, node.parent.as_ref()?.unique_id)));
     if let Some((child, _)) = names.find(|(_, parent)| *parent == unique_id) {
         return Err(SnapshotError::HasChild { path: volume.into(), child: child.path.clone() });

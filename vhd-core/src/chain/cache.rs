@@ -5,7 +5,7 @@ use std::sync::Arc;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as Lru;
 
-use super::{ChainExtent, resolve};
+use super::{ChainExtent, resolve_layers};
 use crate::image::{Layer, ReadError};
 use crate::units::{Sector, SectorCount, SectorRange};
 
@@ -47,7 +47,7 @@ impl Cache {
         let region = sector.0 / self.region.0;
         self.regions.get_or_insert_with(&region, || {
             let range = SectorRange::new(Sector(region * self.region.0), self.region);
-            Ok(resolve(layers, range)?.into())
+            Ok(resolve_layers(layers, range)?.into())
         })
     }
 }
