@@ -2,6 +2,8 @@
 
 pub mod golden;
 pub mod pattern;
+pub mod repository;
+pub mod scratch;
 
 use sha2::{Digest, Sha256};
 use vhd_core::{Chain, ReadError, Sector, SectorCount, SectorRange};

@@ -57,4 +57,5 @@ pub use resolve::{Extent, Extents, Source};
 pub use snapshot::{SnapshotError, Snapshotted, finish_interrupted, snapshot};
 pub use storage::{Container, FileStorage, Lock, MemoryStorage, Storage, StorageError};
 pub use units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, SectorRange};
+pub use uuid::Uuid;
 pub use write::{ReadWrite, WriteError};

@@ -1,0 +1,3 @@
+//! Tests of the public interface; one file per kind.
+
+mod model;
