@@ -168,6 +168,8 @@ pub struct Coalesce {
     /// Nobody writes to the sources as long as these are held.
     _locks: Vec<FileStorage>,
     target: Target,
+    /// The size of the target's own parent, or zero.
+    beneath: ByteCount,
     children: Vec<Image<ReadWrite>>,
     plan: Plan,
     ending: Ending,
@@ -183,7 +185,7 @@ impl Coalesce {
         let node = request.node.canonicalize().map_err(io_error(&request.node, "open it"))?;
         let folder = node.parent().unwrap_or(Path::new("/"));
         finish_interrupted(folder)?;
-        let mut sources = open_run(&node, request)?;
+        let (mut sources, beneath) = open_run(&node, request)?;
         let target_layer = sources.pop().ok_or_else(|| CoalesceError::NoParent { node: node.clone() })?;
         let target_path = target_layer.path().to_path_buf();
         let folders: BTreeSet<&Path> = [Some(folder), target_path.parent()].into_iter().flatten().collect();
@@ -221,7 +223,7 @@ impl Coalesce {
             Target::Raw(_) => TargetTables::of_raw(),
         };
         let plan = Plan::new(&sources, &tables, sources[0].size())?;
-        Ok(Self { sources, _locks: locks, target, children, plan, ending })
+        Ok(Self { sources, _locks: locks, target, beneath, children, plan, ending })
     }
 
     /// What will move.
@@ -274,9 +276,12 @@ impl Coalesce {
             let (path, needed) = (self.target().into(), self.plan.space_needed);
             return Err(CoalesceError::NoSpace { path, needed, free });
         }
-        self.target.grow(self.sources[0].size())?;
+        self.target.grow(self.sources[0].size(), self.beneath)?;
         let moved = merge(&self.plan, &self.sources, &self.target, options)?;
 
+        if self.ending != Ending::Keep {
+            self.target.cut(self.sources[0].size())?;
+        }
         let mut sources: Vec<PathBuf> = self.sources().map(Path::to_path_buf).collect();
         let mut outcome = Outcome { target: self.target().into(), moved, relinked: Vec::new(), deleted: Vec::new() };
         match &self.ending {
@@ -319,9 +324,6 @@ impl Coalesce {
         let Target::Vhd(target) = &mut self.target else {
             return Err(CoalesceError::RawTarget { target: self.target().into(), node: node.into() });
         };
-        if target.footer().current_size() != footer.current_size() {
-            target.set_size(footer.current_size())?;
-        }
         target.set_hidden(footer.hidden())?;
         let path = target.path();
         let mode = fs::metadata(node).map_err(io_error(node, "read its permissions"))?.permissions();
@@ -336,8 +338,8 @@ fn sync_folder_of(path: &Path) -> Result<(), CoalesceError> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error(folder, "sync the folder"))
 }
 
-/// Opens the node and its ancestors down to the one to merge into, which comes last.
-fn open_run(node: &Path, request: &Request) -> Result<Vec<Layer>, CoalesceError> {
+/// Opens the node and its ancestors down to the one to merge into, which comes last; tells the size of what is beneath.
+fn open_run(node: &Path, request: &Request) -> Result<(Vec<Layer>, ByteCount), CoalesceError> {
     let top = Image::open(node, Lock::None)?;
     let parents = request.options.open_parents(&top, node)?;
     let parents = parents.ok_or_else(|| CoalesceError::NoParent { node: node.into() })?.into_layers();
@@ -349,9 +351,10 @@ fn open_run(node: &Path, request: &Request) -> Result<Vec<Layer>, CoalesceError>
             found.ok_or_else(|| CoalesceError::NotAnAncestor { into: into.clone(), node: node.into() })?
         }
     };
+    let beneath = parents.get(last + 1).map_or(ByteCount(0), Layer::size);
     let mut run = vec![Layer::Vhd(Box::new(top))];
     run.extend(parents.into_iter().take(last + 1));
-    Ok(run)
+    Ok((run, beneath))
 }
 
 fn node_in<'a>(forests: &'a [Folder], path: &'a Path) -> impl Iterator<Item = (&'a Folder, NodeId)> {

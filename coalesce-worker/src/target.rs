@@ -62,23 +62,43 @@ impl Target {
         }
     }
 
-    /// Makes the disk at least `size` bytes large; what is new reads as zeros.
+    /// Makes the disk at least `size` bytes large; what is new reads as zeros, also where the target has itself a parent,
+    /// of `parent_size` bytes.
     ///
     /// # Errors
     /// A size that cannot be, no space, a failed write.
     ///
     /// # Crash safety
     /// As [`Image::set_size`].
-    pub(crate) fn grow(&mut self, size: ByteCount) -> Result<(), MetadataError> {
+    pub(crate) fn grow(&mut self, size: ByteCount, parent_size: ByteCount) -> Result<(), MetadataError> {
         if self.size()? >= size {
             return Ok(());
         }
         match self {
-            Self::Vhd(image) => image.set_size(size),
+            Self::Vhd(image) => image.set_size(size, parent_size),
             Self::Raw(container) => {
                 container.set_len(size)?;
                 Ok(container.sync()?)
             }
+        }
+    }
+
+    /// Cuts a disk that is larger than the node that it replaces: what lies beyond was seen by nobody.
+    ///
+    /// # Errors
+    /// A failed write.
+    ///
+    /// # Crash safety
+    /// As [`Image::set_size`].
+    pub(crate) fn cut(&mut self, size: ByteCount) -> Result<(), MetadataError> {
+        let present = self.size()?;
+        match self {
+            Self::Vhd(image) if present > size => image.set_size(size, ByteCount(0)),
+            Self::Raw(container) if present > size => {
+                container.zero_range(FileOffset(size.0), ByteCount(present.0 - size.0))?;
+                Ok(container.sync()?)
+            }
+            Self::Vhd(_) | Self::Raw(_) => Ok(()),
         }
     }
 

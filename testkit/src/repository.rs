@@ -116,12 +116,12 @@ impl Repository {
         &self.contents[volume]
     }
 
-    /// Makes a volume larger.
-    pub fn grow(&mut self, volume: &Path, sectors: u64) {
-        let size = ByteCount(self.contents[volume].len() as u64 + sectors * SECTOR_SIZE);
-        let mut image = vhd_core::Image::open_writable(volume).expect("the volume opens");
-        image.set_size(size).expect("the volume grows");
-        image.close().expect("the volume closes");
+    /// Gives a volume another size.
+    pub fn resize(&mut self, volume: &Path, sectors: u64) {
+        let size = ByteCount(sectors * SECTOR_SIZE);
+        let mut open = self.open(volume);
+        open.set_size(size).expect("the volume can have that size");
+        open.close().expect("the volume closes");
         self.contents.get_mut(volume).expect("a volume of the model").resize(size.0 as usize, 0);
     }
 

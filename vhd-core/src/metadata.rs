@@ -8,10 +8,11 @@ use crate::bat::{self, Bat};
 use crate::batmap::{self, BATMAP_HEADER_SIZE, Batmap, BatmapState};
 use crate::footer::{DiskType, FOOTER_SIZE, MAX_VIRTUAL_SIZE, Timestamp};
 use crate::header::{LOCATOR_ENTRIES, ParentRecord};
-use crate::image::{Image, Tables};
+use crate::image::{Image, OpenError, Tables};
 use crate::locator::{self, LocatorEntry, PlatformCode};
+use crate::resolve::{Extents, Source};
 use crate::storage::StorageError;
-use crate::units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE};
+use crate::units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, SectorRange};
 use crate::write::{ReadWrite, WriteError};
 
 /// Why an image's metadata was not changed.
@@ -28,6 +29,9 @@ pub enum MetadataError {
         /// What was asked for.
         size: ByteCount,
     },
+    /// A larger disk would bring back blocks that cannot be where the BAT puts them.
+    #[error(transparent)]
+    Blocks(#[from] OpenError),
     /// Only a differencing image has a parent.
     #[error("{}: not a differencing image, so it has no parent", path.display())]
     NoParent {
@@ -140,19 +144,20 @@ impl Image<ReadWrite> {
         self.container.sync()
     }
 
-    /// Makes the disk larger, or smaller without touching what lies beyond its new end; new sectors of a disk that has
-    /// grown read as zeros.
+    /// Makes the disk larger, or smaller without touching what lies beyond its new end. New sectors read as zeros.
     ///
-    /// The BAT moves to the end of the file where it needs more entries; blocks stay where they are.
+    /// `parent_size` is the size of the parent's disk, or zero: as far as a parent reaches, a disk that grows must hold
+    /// its zeros itself. The BAT moves to the end of the file where it needs more entries; blocks stay where they are.
     ///
     /// # Errors
-    /// A size that cannot be, no space, a failed write or sync.
+    /// A size that cannot be, blocks beyond the old end that cannot be, no space, a failed write or sync.
     ///
     /// # Crash safety
-    /// A larger BAT is complete and durable before the header's first sector points to it, and that before the footer
-    /// tells the new size. Of a fixed disk the new footer is durable before the old one is zeroed; if the file had grown
-    /// but the new footer was not yet durable, the file has no footer at its end and needs one made (its data is whole).
-    pub fn set_size(&mut self, size: ByteCount) -> Result<(), MetadataError> {
+    /// A larger BAT is complete and durable before the header's first sector points to it, and that, and zeros, before
+    /// the footer tells the new size. Of a fixed disk the new footer is durable before the old one is zeroed; if the
+    /// file had grown but the new footer was not yet durable, the file has no footer and needs one made (its data is
+    /// whole).
+    pub fn set_size(&mut self, size: ByteCount, parent_size: ByteCount) -> Result<(), MetadataError> {
         if size > MAX_VIRTUAL_SIZE || !size.0.is_multiple_of(SECTOR_SIZE) {
             return Err(MetadataError::Size { path: self.path().into(), size });
         }
@@ -163,18 +168,58 @@ impl Image<ReadWrite> {
             if entries > tables.bat.entries() {
                 self.move_bat(entries)?;
             }
-        } else {
-            self.grow_fixed(size)?;
         }
+        let old = self.footer.clone();
+        let added = SectorRange::between(Sector(self.sectors().0), Sector(size.whole_sectors().0));
         self.footer.set_current_size(size);
+        let new = self.footer.clone();
+        let leftovers = self.leftovers(added);
+        // Until everything is in place, the file goes on telling the old size.
+        self.footer = old;
+        self.zero_added(&leftovers?, Sector(parent_size.whole_sectors().0))?;
+        if self.tables.is_none() && FileOffset(size.0) > self.tail_end() {
+            self.take_tail(FileOffset(size.0))?;
+        }
+        self.footer = new;
         Ok(self.rewrite_footers()?)
     }
 
-    fn grow_fixed(&mut self, size: ByteCount) -> Result<(), MetadataError> {
-        if FileOffset(size.0) > self.tail_end() {
-            self.take_tail(FileOffset(size.0))?;
+    /// What the file holds of sectors beyond the end of the disk: a disk that has shrunk leaves them.
+    fn leftovers(&self, added: SectorRange) -> Result<Extents, MetadataError> {
+        let mut extents = Extents::default();
+        // Blocks beyond the end were not looked at when the image was opened.
+        self.check_blocks()?;
+        if !added.is_empty() {
+            self.resolve(added, &mut extents).map_err(WriteError::from)?;
         }
-        Ok(())
+        Ok(extents)
+    }
+
+    fn zero_added(&self, leftovers: &Extents, parent_end: Sector) -> Result<(), MetadataError> {
+        for extent in leftovers.as_slice() {
+            match extent.source {
+                Source::Zero => {}
+                Source::Data(at) => {
+                    // Of a fixed disk, what lies past the old end is new, but for the old footer, which is still needed.
+                    let end = at + extent.sectors.count().bytes();
+                    let end = if self.tables.is_none() { end.min(self.tail_end()) } else { end };
+                    if at < end {
+                        self.container.zero_range(at, end - at)?;
+                        self.container.sync()?;
+                    }
+                }
+                Source::Parent => {
+                    let covered = SectorRange::between(extent.sectors.start, extent.sectors.end.min(parent_end));
+                    let block = self.header().map_or(SectorCount(1), |header| header.block_size().sectors());
+                    for piece in covered.split_at_multiples(block) {
+                        let at = self.place_for(piece)?;
+                        self.container.zero_range(at, piece.count().bytes())?;
+                        self.mark_present(piece)?;
+                    }
+                }
+            }
+        }
+        Ok(self.flush()?)
     }
 
     /// Writes a BAT of `entries` and its batmap at the end of the file, and then lets the header point there.

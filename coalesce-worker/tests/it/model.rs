@@ -17,7 +17,7 @@ enum Operation {
     Write { volume: usize, start: u64, count: u64, flush: bool },
     Trim { volume: usize, start: u64, count: u64 },
     WriteAndCrash { volume: usize, start: u64, count: u64, flush: bool },
-    Grow { volume: usize, sectors: u64 },
+    Resize { volume: usize, sectors: u64 },
     Snapshot { volume: usize },
     Delete { volume: usize },
     Coalesce { node: usize, depth: usize, keep: bool, threads: usize },
@@ -35,7 +35,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         2 => (volume(), start(), count()).prop_map(|(volume, start, count)| Operation::Trim { volume, start, count }),
         1 => (volume(), start(), count(), any::<bool>())
             .prop_map(|(volume, start, count, flush)| Operation::WriteAndCrash { volume, start, count, flush }),
-        1 => (volume(), 1..300_u64).prop_map(|(volume, sectors)| Operation::Grow { volume, sectors }),
+        2 => (volume(), 1..800_u64).prop_map(|(volume, sectors)| Operation::Resize { volume, sectors }),
         3 => volume().prop_map(|volume| Operation::Snapshot { volume }),
         1 => volume().prop_map(|volume| Operation::Delete { volume }),
         4 => (volume(), 0..4_usize, prop::bool::weighted(0.2), 1..3_usize)
@@ -102,12 +102,13 @@ fn apply(repository: &mut Repository, operation: &Operation, tag: u16) {
             drop(open);
             repository.settle(&path, &new);
             assert!(!flush || repository.content(&path) == new, "a flushed write survives");
-            // The end footer may be gone; writing to the volume brings it back.
-            repository.grow(&path, 1);
+            // The end footer may be gone; the next write to the volume brings it back.
+            let first = SectorRange::new(Sector(0), SectorCount(1));
+            repository.change(&path, |open, content| open.write(first, &content[..512]).unwrap());
         }
-        Operation::Grow { volume: number, sectors } => {
+        Operation::Resize { volume: number, sectors } => {
             let Some(path) = volume(number, repository) else { return };
-            repository.grow(&path, sectors);
+            repository.resize(&path, sectors);
         }
         Operation::Snapshot { volume: number } => {
             let Some(path) = volume(number, repository) else { return };

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::{Chain, ChainError, ChainOptions, clamp};
 use crate::image::{Image, ReadError};
+use crate::metadata::MetadataError;
 use crate::resolve::{Extents, Source};
 use crate::units::{ByteCount, SectorCount, SectorRange};
 use crate::write::{ReadWrite, WriteError};
@@ -98,6 +99,17 @@ impl Volume {
     /// As [`Image::write_zeroes`].
     pub fn trim(&self, range: SectorRange) -> Result<(), WriteError> {
         self.leaf.write_zeroes(range)
+    }
+
+    /// Gives the disk another size; new sectors read as zeros.
+    ///
+    /// # Errors
+    /// As [`Image::set_size`].
+    ///
+    /// # Crash safety
+    /// As there.
+    pub fn set_size(&mut self, size: ByteCount) -> Result<(), MetadataError> {
+        self.leaf.set_size(size, self.parents.as_ref().map_or(ByteCount(0), Chain::size))
     }
 
     /// As [`Image::flush`].

@@ -37,7 +37,7 @@ fn check_places(image: &Image<ReadOnly>, tables: &Tables, report: &mut Report) -
         let entry_at = Some(tables.header.table_offset() + ByteCount(u64::from(block.0) * 4));
         if block.0 >= image.blocks() {
             let text = format!("BAT entry {block} is in use, beyond the {} blocks of the disk", image.blocks());
-            report.add(Severity::Warning, "bat-beyond-disk", entry_at, text);
+            report.add(Severity::Info, "bat-beyond-disk", entry_at, text);
         }
         if let Some(fault) = tables.fault_of(place) {
             let text = format!("the BAT puts block {block} at offset {}, but {fault}", place.bitmap);

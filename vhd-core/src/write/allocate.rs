@@ -90,6 +90,11 @@ impl Image<ReadWrite> {
         Ok(at)
     }
 
+    /// Tells whether no good footer stands at the end, as after a crash.
+    pub(super) fn lacks_end_footer(&self) -> bool {
+        locked(&self.mode.tail).footer.is_none()
+    }
+
     /// Moves the end of what the file holds to `end`, further on.
     pub(crate) fn take_tail(&self, end: FileOffset) -> Result<(), StorageError> {
         self.extend(&mut locked(&self.mode.tail), end)

@@ -102,15 +102,16 @@ impl Image<ReadWrite> {
         }
     }
 
-    /// Before the first sync: what nothing points to yet. Then the end footer, the last thing that needs new space.
+    /// Before the first sync: what nothing points to yet. Then the end footer, the last thing that needs new space; where
+    /// nothing else is to follow, it may become durable whenever it does.
     fn make_durable(&self, dirty: &[DirtyBlock]) -> Result<Option<FileOffset>, WriteError> {
-        let mut grown = false;
+        let mut footer_is_due = self.lacks_end_footer();
         for block in dirty.iter().filter(|block| block.unpublished) {
             self.container.write_at(&block.bitmap, block.place.bitmap)?;
-            grown = true;
+            footer_is_due = true;
         }
         self.container.sync()?;
-        Ok(if grown { self.write_end_footer()? } else { None })
+        Ok(if footer_is_due && self.tables.is_some() { self.write_end_footer()? } else { None })
     }
 
     /// Before the second sync: everything that makes the first part visible.

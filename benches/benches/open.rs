@@ -1,0 +1,60 @@
+//! Opening the largest images, and listing many.
+
+use std::hint::black_box;
+use std::path::Path;
+
+use benches::{Shape, create_base, create_child, resident};
+use criterion::{Criterion, criterion_group, criterion_main};
+use vhd_core::{ByteCount, Chain, ChainOptions, Folder, Image, Lock, Volume};
+
+const DEPTH: usize = 30;
+const FILES: usize = 10_000;
+/// The depth of the chains in a folder.
+const TREE: usize = 10;
+
+fn chain(path: &Path) -> Chain {
+    Chain::open(path, &ChainOptions::default()).expect("the chain was just made")
+}
+
+fn open(criterion: &mut Criterion) {
+    let folder = testkit::scratch::folder();
+    let paths = Shape::Largest.make(folder.path(), DEPTH);
+    let (base, leaf) = (&paths[0], &paths[DEPTH - 1]);
+
+    let before = resident();
+    let opened = black_box(chain(leaf));
+    let grown = resident().0.saturating_sub(before.0);
+    drop(opened);
+    println!("memory of a chain of {DEPTH} images of 2040 GiB: {grown} bytes resident");
+
+    let mut group = criterion.benchmark_group("open/2040-gib");
+    group.bench_function("image", |bencher| bencher.iter(|| Image::open(base, Lock::None).expect("it was just made")));
+    group.bench_function("chain-of-30", |bencher| bencher.iter(|| chain(leaf)));
+    group.bench_function("volume-on-29", |bencher| {
+        bencher.iter(|| Volume::open(leaf, &ChainOptions::default()).expect("nobody else has the volume open"));
+    });
+    group.finish();
+}
+
+fn scan(criterion: &mut Criterion) {
+    let folder = testkit::scratch::folder();
+    let path = |number: usize| folder.path().join(format!("{number:05}.vhd"));
+    for number in 0..FILES {
+        if number % TREE == 0 {
+            create_base(&path(number), ByteCount(1 << 30));
+        } else {
+            create_child(&path(number), &path(number - 1));
+        }
+    }
+    let mut group = criterion.benchmark_group("scan");
+    group.sample_size(10).bench_function("10000-files", |bencher| {
+        bencher.iter(|| {
+            let folder = Folder::scan(folder.path()).expect("the folder is readable");
+            assert_eq!(folder.nodes().count(), FILES);
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, open, scan);
+criterion_main!(benches);

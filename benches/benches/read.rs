@@ -1,0 +1,56 @@
+//! Reading chains of several depths.
+
+use std::hint::black_box;
+
+use benches::{PAGE, Random, layered};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use vhd_core::{Chain, ChainOptions, Sector, SectorCount, SectorRange};
+
+const DEPTHS: [usize; 3] = [1, 8, 30];
+const WRITES: usize = 60_000;
+/// A sequential read goes through this much of the disk, in pieces of 1 MiB.
+const SEQUENTIAL: SectorCount = SectorCount(128 << 11);
+const PIECE: SectorCount = SectorCount(1 << 11);
+
+fn read(criterion: &mut Criterion) {
+    let folders = DEPTHS.map(|depth| (depth, testkit::scratch::folder()));
+    let chains = folders.each_ref().map(|(depth, folder)| {
+        let paths = layered(folder.path(), *depth, WRITES);
+        (*depth, Chain::open(&paths[depth - 1], &ChainOptions::default()).expect("the chain was just made"))
+    });
+
+    let mut group = criterion.benchmark_group("read/sequential");
+    group.sample_size(20).throughput(Throughput::Bytes(SEQUENTIAL.bytes().0));
+    for (depth, chain) in &chains {
+        let mut piece_bytes = vec![0; PIECE.bytes().0 as usize];
+        group.bench_function(BenchmarkId::from_parameter(depth), |bencher| {
+            bencher.iter(|| {
+                for piece in SectorRange::new(Sector(0), SEQUENTIAL).split_at_multiples(PIECE) {
+                    chain.read(piece, black_box(&mut piece_bytes)).expect("the chain is readable");
+                }
+            });
+        });
+    }
+    group.finish();
+
+    let mut group = criterion.benchmark_group("read/random-4k-resolved");
+    group.throughput(Throughput::Bytes(PAGE.bytes().0));
+    for (depth, chain) in &chains {
+        let pages = chain.sectors().0 / PAGE.0;
+        let mut page = vec![0; PAGE.bytes().0 as usize];
+        for number in 0..pages {
+            chain.read(SectorRange::new(Sector(number * PAGE.0), PAGE), &mut page).expect("the chain is readable");
+        }
+        let mut random = Random::new(7);
+        group.bench_function(BenchmarkId::from_parameter(depth), |bencher| {
+            bencher.iter(|| {
+                let range = SectorRange::new(Sector(random.below(pages) * PAGE.0), PAGE);
+                chain.read(range, black_box(&mut page)).expect("the chain is readable");
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, read);
+criterion_main!(benches);

@@ -1,0 +1,151 @@
+//! The command line as a whole: global options, the list of commands, and exit codes.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use vhd_core::{ByteCount, ChainOptions, ParentIdentity, ParentPlaces};
+
+use crate::commands::{
+    check, clone, coalesce, compare, convert, create, info, map, read, snapshot, tree, write,
+};
+use crate::error::CommandError;
+use crate::output::{self, Output};
+use crate::progress::Progress;
+
+const AFTER_HELP: &str = "\
+Sizes are bytes, or have a suffix K, M, G or T (powers of 1024): 512K, 64M, 2T.
+
+Exit codes:
+  0  done; compare: equal; check: nothing worse than information
+  1  compare found a difference
+  2  wrong usage
+  3  check found warnings
+  4  check found errors
+  5  anything else failed";
+
+/// Creates, reads, checks, snapshots and merges VHD images and chains of them
+#[derive(Debug, Parser)]
+#[command(name = "vhd-tool", version, after_help = AFTER_HELP, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: GlobalOptions,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+struct GlobalOptions {
+    /// Print neither progress nor what was done, only errors and the data that was asked for
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// Allow parents beneath this folder too, not only in the folder of the image; may be given several times
+    #[arg(long, global = true, value_name = "DIR", conflicts_with = "any_parent", help_heading = "Parents")]
+    parent_root: Vec<PathBuf>,
+    /// Allow parents anywhere: only for images from a source that you trust
+    #[arg(long, global = true, help_heading = "Parents")]
+    any_parent: bool,
+    /// Take the parent that is found even if its unique id is not the one that the child recorded
+    #[arg(long, global = true, help_heading = "Parents")]
+    ignore_parent_uuid: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Create(create::Args),
+    Info(info::Args),
+    Map(map::Args),
+    Tree(tree::Args),
+    Check(check::Args),
+    Read(read::Args),
+    Write(write::Args),
+    Convert(convert::Args),
+    Compare(compare::Args),
+    Snapshot(snapshot::Args),
+    Clone(clone::Args),
+    Coalesce(coalesce::Args),
+}
+
+/// How a command ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    Done,
+    Different,
+    Warnings,
+    Errors,
+}
+
+impl Status {
+    fn exit_code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Different => 1,
+            Self::Warnings => 3,
+            Self::Errors => 4,
+        }
+    }
+}
+
+/// What the global options mean to a command.
+#[derive(Debug)]
+pub(crate) struct Context {
+    global: GlobalOptions,
+}
+
+impl Context {
+    /// Which parents may be opened.
+    pub(crate) fn chain_options(&self) -> ChainOptions {
+        let places = ParentPlaces::Within(self.global.parent_root.clone());
+        ChainOptions {
+            parents: if self.global.any_parent { ParentPlaces::Anywhere } else { places },
+            parent_identity: if self.global.ignore_parent_uuid { ParentIdentity::Ignore } else { ParentIdentity::Match },
+            ..ChainOptions::default()
+        }
+    }
+
+    /// Where a command prints what it found or did.
+    pub(crate) fn output(&self, json: bool) -> Output {
+        Output::new(json, self.global.quiet)
+    }
+
+    /// Starts to show how far the work is; `total` is not known where it ends with the input.
+    pub(crate) fn progress(&self, action: &'static str, total: Option<ByteCount>) -> Progress {
+        if self.global.quiet { Progress::none() } else { Progress::start(action, total) }
+    }
+
+    /// Tells something worth knowing that hinders nothing.
+    pub(crate) fn note(&self, text: &str) {
+        if !self.global.quiet {
+            output::to_stderr(&format!("note: {text}"));
+        }
+    }
+}
+
+/// Runs a command, prints its error if it fails, and gives the exit code.
+pub fn run(cli: Cli) -> ExitCode {
+    let context = Context { global: cli.global };
+    match dispatch(&cli.command, &context) {
+        Ok(status) => status.exit_code().into(),
+        Err(error) => {
+            error.print();
+            error.exit_code().into()
+        }
+    }
+}
+
+fn dispatch(command: &Command, context: &Context) -> Result<Status, CommandError> {
+    match command {
+        Command::Create(args) => create::run(args, context),
+        Command::Info(args) => info::run(args, context),
+        Command::Map(args) => map::run(args, context),
+        Command::Tree(args) => tree::run(args, context),
+        Command::Check(args) => check::run(args, context),
+        Command::Read(args) => read::run(args, context),
+        Command::Write(args) => write::run(args, context),
+        Command::Convert(args) => convert::run(args, context),
+        Command::Compare(args) => compare::run(args, context),
+        Command::Snapshot(args) => snapshot::run(args, context),
+        Command::Clone(args) => clone::run(args, context),
+        Command::Coalesce(args) => coalesce::run(args, context),
+    }
+}

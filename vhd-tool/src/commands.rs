@@ -1,0 +1,23 @@
+//! The commands, a file each: its arguments and one function that runs it.
+
+pub(crate) mod check;
+pub(crate) mod clone;
+pub(crate) mod coalesce;
+pub(crate) mod compare;
+pub(crate) mod convert;
+pub(crate) mod create;
+mod destination;
+pub(crate) mod info;
+pub(crate) mod map;
+pub(crate) mod read;
+pub(crate) mod snapshot;
+pub(crate) mod tree;
+pub(crate) mod write;
+
+/// The option of commands that print data.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Format {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}

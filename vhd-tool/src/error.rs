@@ -1,0 +1,276 @@
+//! The one error of commands: what it is, what caused it, what to do, and the exit code that it makes.
+
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+
+use coalesce_worker::CoalesceError;
+use vhd_core::{
+    ByteCount, ChainError, CreateError, FolderError, LinkError, MetadataError, OpenError, ReadError, SnapshotError,
+    StorageError, WriteError,
+};
+
+use crate::output;
+
+/// What an error means to whoever started the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ErrorKind {
+    /// The command cannot be meant as it was given.
+    Usage,
+    /// It was not, or not all, done.
+    Failed,
+    /// Whoever read the output has seen enough.
+    ClosedPipe,
+}
+
+/// A command that failed.
+#[derive(Debug)]
+pub(crate) struct CommandError {
+    kind: ErrorKind,
+    hints: Vec<String>,
+    source: Box<dyn Error + Send + Sync>,
+}
+
+/// What the command line refuses by itself.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// A child that ends before its parent would hide the rest.
+    #[error("{}: a child of {} bytes would be smaller than its parent, {}, of {}", file.display(), size, parent.display(), parent_size)]
+    SmallerThanParent {
+        /// The child.
+        file: PathBuf,
+        /// Its size as asked for.
+        size: ByteCount,
+        /// The parent.
+        parent: PathBuf,
+        /// The parent's size.
+        parent_size: ByteCount,
+    },
+    /// Fixed images have no blocks.
+    #[error("a fixed image has no blocks, so --block-size has no meaning")]
+    BlocksOfFixed,
+    /// What is to be replaced is a folder, a device or a link.
+    #[error("{}: not a regular file, and only such are replaced", path.display())]
+    NotRegular {
+        /// What is there.
+        path: PathBuf,
+    },
+    /// The new file would take the place of one that it is made from.
+    #[error("{}: would be replaced, but {} is read through it", path.display(), reader.display())]
+    OwnSource {
+        /// The file to be replaced.
+        path: PathBuf,
+        /// The image that is read through it.
+        reader: PathBuf,
+    },
+    /// The start lies past the end of the disk.
+    #[error("{}: offset {offset} is past the end of the disk, {size}", path.display())]
+    Offset {
+        /// The image.
+        path: PathBuf,
+        /// What was asked for.
+        offset: ByteCount,
+        /// The end.
+        size: ByteCount,
+    },
+    /// There is more input than disk.
+    #[error("{}: the disk ends at {size}; {written} bytes were written and there is more input", path.display())]
+    PastEnd {
+        /// The image.
+        path: PathBuf,
+        /// The end.
+        size: ByteCount,
+        /// What was written before it.
+        written: ByteCount,
+    },
+    /// Children read through it.
+    #[error("{}: a hidden base; its children would read what is written to it", path.display())]
+    HiddenBase {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The system refused something outside the images.
+    #[error("{}: cannot {action}", path.display())]
+    Io {
+        /// The file, or what stands for it.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+}
+
+const LOCKED: &str = "another process uses the image: detach the disk there, or wait until that work has ended";
+const PARENT: &str = "a parent must lie in the folder of the image, or beneath one given with --parent-root DIR; \
+    --any-parent allows any place (only for images that you trust), and --ignore-parent-uuid a parent with another id";
+
+impl CommandError {
+    fn failed(source: impl Error + Send + Sync + 'static) -> Self {
+        let mut error = Self { kind: ErrorKind::Failed, hints: Vec::new(), source: Box::new(source) };
+        if error.is_locked() {
+            error.hints.push(LOCKED.into());
+        }
+        error
+    }
+
+    /// A command that cannot be meant as it was given.
+    pub(crate) fn usage(source: Refusal) -> Self {
+        Self { kind: ErrorKind::Usage, ..Self::failed(source) }
+    }
+
+    /// A failed write to standard output.
+    pub(crate) fn stdout(source: io::Error) -> Self {
+        let closed = source.kind() == io::ErrorKind::BrokenPipe;
+        let kind = if closed { ErrorKind::ClosedPipe } else { ErrorKind::Failed };
+        let refusal = Refusal::Io { path: "standard output".into(), action: "write", source };
+        Self { kind, ..Self::failed(refusal) }
+    }
+
+    /// Adds what to do about it.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    fn causes(&self) -> impl Iterator<Item = &(dyn Error + 'static)> {
+        let top: &(dyn Error + 'static) = &*self.source;
+        std::iter::successors(Some(top), |error| error.source())
+    }
+
+    fn is_locked(&self) -> bool {
+        let mut found = self.causes().filter_map(|cause| cause.downcast_ref::<io::Error>());
+        found.any(|error| error.kind() == io::ErrorKind::ResourceBusy)
+    }
+
+    /// Prints it with its causes, then what to do.
+    pub(crate) fn print(&self) {
+        if self.kind == ErrorKind::ClosedPipe {
+            return;
+        }
+        let text: Vec<String> = self.causes().map(ToString::to_string).collect();
+        output::to_stderr(&format!("error: {}", text.join(": ")));
+        for hint in &self.hints {
+            output::to_stderr(&format!("hint: {hint}"));
+        }
+    }
+
+    /// The exit code that it makes.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self.kind {
+            ErrorKind::ClosedPipe => 0,
+            ErrorKind::Usage => 2,
+            ErrorKind::Failed => 5,
+        }
+    }
+}
+
+macro_rules! failed_from {
+    ($($error:ty),*) => {$(
+        impl From<$error> for CommandError {
+            fn from(error: $error) -> Self {
+                Self::failed(error)
+            }
+        }
+    )*};
+}
+
+failed_from!(FolderError, LinkError, MetadataError, ReadError, StorageError, WriteError);
+
+impl From<Refusal> for CommandError {
+    fn from(error: Refusal) -> Self {
+        let hint = match &error {
+            Refusal::HiddenBase { .. } => Some("write to a child of it: `create CHILD --parent FILE` makes one"),
+            Refusal::PastEnd { .. } | Refusal::Offset { .. } => Some("`info FILE` shows the size of the disk"),
+            _ => None,
+        };
+        Self { hints: hint.map(Into::into).into_iter().collect(), ..Self::failed(error) }
+    }
+}
+
+impl From<OpenError> for CommandError {
+    fn from(error: OpenError) -> Self {
+        let hint = match &error {
+            OpenError::Footer { .. } | OpenError::Header { .. } | OpenError::Outside { .. } => {
+                Some("is the file whole, and a VHD? Restore it from a copy if it was one")
+            }
+            OpenError::Overlap { .. } | OpenError::Block(ReadError::Block { .. }) => {
+                Some("`check FILE` lists all that is wrong; what is sound can still be read: `convert FILE NEW`")
+            }
+            OpenError::UnfinishedResize { .. } => Some("`vhd-util revert` takes an interrupted resize back"),
+            _ => None,
+        };
+        let mut new = Self::failed(error);
+        new.hints.extend(hint.map(Into::into));
+        new
+    }
+}
+
+impl From<ChainError> for CommandError {
+    fn from(error: ChainError) -> Self {
+        match error {
+            ChainError::Open(error) => error.into(),
+            ChainError::Parent { .. } => Self::failed(error).hint(PARENT),
+            ChainError::Cycle { .. } | ChainError::TooDeep { .. } => {
+                Self::failed(error).hint("`info FILE` shows the parent that each image records")
+            }
+        }
+    }
+}
+
+impl From<CreateError> for CommandError {
+    fn from(error: CreateError) -> Self {
+        match error {
+            CreateError::Exists { .. } => Self::failed(error).hint("--force replaces it"),
+            CreateError::Size { .. } | CreateError::BlockSize { .. } => {
+                Self { kind: ErrorKind::Usage, ..Self::failed(error) }
+            }
+            other => Self::failed(other),
+        }
+    }
+}
+
+impl From<SnapshotError> for CommandError {
+    fn from(error: SnapshotError) -> Self {
+        match error {
+            SnapshotError::Chain(error) => error.into(),
+            SnapshotError::Create(CreateError::Exists { .. }) => {
+                Self::failed(error).hint("choose another name, or delete that file if nothing needs it")
+            }
+            SnapshotError::Create(error) => error.into(),
+            SnapshotError::HasChild { .. } => {
+                Self::failed(error).hint("the volume's content is shared: take the snapshot of its child")
+            }
+            other => Self::failed(other),
+        }
+    }
+}
+
+impl From<CoalesceError> for CommandError {
+    fn from(error: CoalesceError) -> Self {
+        let hint = match error {
+            CoalesceError::Chain(error) => return error.into(),
+            CoalesceError::Snapshot(error) => return error.into(),
+            CoalesceError::OtherChild { .. } => Some("delete that child if it is not needed, or merge less: --into"),
+            CoalesceError::RawTarget { .. } | CoalesceError::OtherFolder { .. } => {
+                Some("with --keep the data moves and every file stays, under its name")
+            }
+            CoalesceError::NotAnAncestor { .. } => Some("`info NODE --chain` lists the ancestors"),
+            CoalesceError::NoParent { .. } => Some("only a differencing image can be merged into something"),
+            CoalesceError::NoSpace { .. } => Some("make room, or move the folder to a larger file system"),
+            _ => None,
+        };
+        let mut new = Self::failed(error);
+        new.hints.extend(hint.map(Into::into));
+        new
+    }
+}
+
+impl Refusal {
+    /// Makes the error of a failed step on a file.
+    pub(crate) fn io(path: impl Into<PathBuf>, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, action, source }
+    }
+}
