@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use vhd_core::check::{self, Severity};
 use vhd_core::{
-    BlockSize, ByteCount, Chain, ChainOptions, Existing, NewImage, NewKind, ParentLink, SECTOR_SIZE, Sector, SectorCount,
-    SectorRange, Volume, create_file, snapshot,
+    BlockSize, ByteCount, Chain, ChainOptions, Existing, NewImage, NewKind, ParentLink, SECTOR_SIZE, Sector,
+    SectorCount, SectorRange, Volume, create_file, snapshot,
 };
 
 use crate::scratch;

@@ -31,9 +31,9 @@ pub(crate) fn table_size(entries: u32) -> ByteCount {
     ByteCount((u64::from(entries) * 4).next_multiple_of(512))
 }
 
-/// Encodes entries, padded to whole sectors as blktap pads them.
+/// Encodes entries, padded to whole sectors with zeros as blktap does.
 pub(crate) fn encode(entries: &[u32]) -> Vec<u8> {
-    let mut bytes = vec![0xff; (entries.len() * 4).next_multiple_of(512)];
+    let mut bytes = vec![0; (entries.len() * 4).next_multiple_of(512)];
     BigEndian::write_u32_into(entries, &mut bytes[..entries.len() * 4]);
     bytes
 }

@@ -199,11 +199,10 @@ fn write_tables(
 }
 
 fn write_empty_bat(container: &Container, at: FileOffset, entries: u32) -> Result<(), StorageError> {
-    let size = bat::table_size(entries).0;
-    let step = vec![0xff; size.min(1 << 20) as usize];
-    for done in (0..size).step_by(step.len()) {
-        let length = (size - done).min(step.len() as u64) as usize;
-        container.write_at(&step[..length], at + ByteCount(done))?;
+    const STEP: u32 = 256 * 1024;
+    for first in (0..entries).step_by(STEP as usize) {
+        let step = vec![crate::format::UNALLOCATED; (entries - first).min(STEP) as usize];
+        container.write_at(&bat::encode(&step), at + ByteCount(u64::from(first) * 4))?;
     }
     Ok(())
 }

@@ -1,3 +1,40 @@
 //! Tests of the public interface; one file per kind.
 
+mod create;
+mod fault;
 mod golden;
+mod hostile;
+mod interop;
+mod snapshot;
+mod storage;
+mod write;
+
+use std::sync::Arc;
+
+use vhd_core::{
+    ByteCount, Container, Image, MemoryStorage, NewImage, NewKind, ReadOnly, ReadWrite, Sector, SectorCount,
+    SectorRange,
+};
+
+/// Names bytes in memory as an image.
+fn container(memory: &Arc<MemoryStorage>) -> Container {
+    Container::new("memory.vhd", memory.clone())
+}
+
+fn new_image(size: u64, kind: NewKind) -> Arc<MemoryStorage> {
+    let memory = Arc::new(MemoryStorage::default());
+    vhd_core::create(&container(&memory), &NewImage::new(ByteCount(size), kind)).unwrap();
+    memory
+}
+
+fn open(memory: &Arc<MemoryStorage>) -> Image<ReadOnly> {
+    Image::from_container(container(memory)).unwrap()
+}
+
+fn open_writable(memory: &Arc<MemoryStorage>) -> Image<ReadWrite> {
+    Image::writable_from_container(container(memory)).unwrap()
+}
+
+fn sectors(start: u64, count: u64) -> SectorRange {
+    SectorRange::new(Sector(start), SectorCount(count))
+}

@@ -1,0 +1,112 @@
+//! Operation N fails, for every N: an error, and nothing that was flushed is lost.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+use testkit::fault::FaultStorage;
+use testkit::pattern;
+use vhd_core::check::{self, Severity};
+use vhd_core::{BlockSize, Container, Image, MemoryStorage, NewKind, ReadWrite, SectorRange, WriteError};
+
+use super::{container, new_image, open, sectors};
+
+/// Writes in rounds, each ended by a flush. Gives the rounds that were flushed and whether all went well.
+fn work(image: &Image<ReadWrite>) -> (u16, Result<(), WriteError>) {
+    for round in 0..4 {
+        let result = (|| {
+            for range in ranges(round) {
+                image.write(range, &pattern::fill(range, round + 1))?;
+            }
+            image.flush()
+        })();
+        if result.is_err() {
+            return (round, result);
+        }
+    }
+    (4, Ok(()))
+}
+
+fn ranges(round: u16) -> [SectorRange; 3] {
+    let round = u64::from(round);
+    [sectors(round * 5, 16), sectors(100 + round * 40, 8), sectors(60, 3 + round)]
+}
+
+fn fresh() -> Arc<MemoryStorage> {
+    new_image(1 << 20, NewKind::Dynamic { block_size: BlockSize::new(4096).unwrap() })
+}
+
+/// Each sector as some round up to `round`, which need not have been flushed, left it; and at least as new as `flushed`.
+fn check_content(memory: &Arc<MemoryStorage>, flushed: u16, round: u16, context: &str) {
+    let image = open(memory);
+    let chain = vhd_core::Chain::from_layers(vec![vhd_core::Layer::Vhd(Box::new(image))]);
+    for sector in 0..300 {
+        let range = sectors(sector, 1);
+        let mut found = [0; 512];
+        chain.read(range, &mut found).unwrap();
+        let writers = (0..=round).filter(|&r| ranges(r).iter().any(|w| w.start <= range.start && range.end <= w.end));
+        let writers: Vec<u16> = writers.collect();
+        let newest_flushed = writers.iter().copied().filter(|&r| r < flushed).max();
+        let mut allowed =
+            writers.into_iter().filter(|&r| Some(r) >= newest_flushed).map(|r| pattern::sector(range.start, r + 1));
+        let old = newest_flushed.is_none() && found == [0; 512];
+        assert!(old || allowed.any(|content| content == found), "{context}: sector {sector}");
+    }
+}
+
+fn run(kind: ErrorKind, faults: u64) {
+    let mut first = 0;
+    loop {
+        let memory = fresh();
+        let storage = Arc::new(FaultStorage::new(memory.clone(), first, faults, kind));
+        let image = Image::writable_from_container(Container::new("faulty.vhd", storage.clone())).unwrap();
+        let (flushed, result) = work(&image);
+        let context = format!("{kind}, {faults} faults from operation {first}");
+        if result.is_ok() {
+            assert!(storage.operations() <= first, "{context}: a fault went unnoticed");
+            return;
+        }
+        let again = image.write(sectors(0, 1), &[0; 512]);
+        assert!(matches!(again, Err(WriteError::Failed { .. })), "{context}: writes go on");
+        drop(image.close());
+        check_content(&memory, flushed, flushed, &context);
+
+        // Once the fault is gone, the same work succeeds and the file is whole.
+        let image = super::open_writable(&memory);
+        work(&image).1.unwrap();
+        image.close().unwrap();
+        check_content(&memory, 4, 3, &context);
+        // A batmap torn by the fault is found out and rebuilt when the next block fills up; nobody misreads it until then.
+        let report = check::container(container(&memory)).unwrap();
+        let bad = |finding: &&check::Finding| finding.severity > Severity::Info && finding.code != "batmap-checksum";
+        assert_eq!(report.findings().iter().find(bad), None, "{context}");
+        first += 1;
+    }
+}
+
+#[test]
+fn one_failed_operation() {
+    run(ErrorKind::Other, 1);
+    run(ErrorKind::StorageFull, 1);
+}
+
+#[test]
+fn all_operations_fail_from_some_point_on() {
+    run(ErrorKind::Other, u64::MAX);
+    run(ErrorKind::StorageFull, u64::MAX);
+}
+
+/// A disk that fills up between flushes leaves the image with its end footer where it was.
+#[test]
+fn a_full_disk_does_not_cost_the_footer() {
+    let memory = fresh();
+    let image = super::open_writable(&memory);
+    image.write(sectors(0, 8), &pattern::fill(sectors(0, 8), 1)).unwrap();
+    image.close().unwrap();
+    let before = memory.to_vec();
+    // The length can still change; nothing can be written any more.
+    let storage = Arc::new(FaultStorage::new(memory.clone(), 1, 2, ErrorKind::StorageFull));
+    let image = Image::writable_from_container(Container::new("full.vhd", storage)).unwrap();
+    image.write(sectors(64, 8), &[7; 4096]).unwrap_err();
+    image.close().unwrap_err();
+    assert!(memory.to_vec() == before);
+}

@@ -1,0 +1,221 @@
+//! Writing into one image: what the file then shows, and when.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use testkit::pattern;
+use vhd_core::check::{self, Severity};
+use vhd_core::{
+    BlockIndex, BlockSize, ByteCount, Chain, ChainOptions, Existing, Layer, MAX_VIRTUAL_SIZE, MemoryStorage,
+    NewImage, NewKind, SectorCount, Volume, WriteError, create_file,
+};
+
+use super::{container, new_image, open, open_writable, sectors};
+
+fn dynamic(block_size: u32) -> NewKind {
+    NewKind::Dynamic { block_size: BlockSize::new(block_size).unwrap() }
+}
+
+fn read(memory: &Arc<MemoryStorage>, start: u64, count: u64) -> Vec<u8> {
+    let chain = Chain::from_layers(vec![Layer::Vhd(Box::new(open(memory)))]);
+    let mut bytes = vec![0; count as usize * 512];
+    chain.read(sectors(start, count), &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn nothing_shows_before_the_flush_and_everything_after() {
+    let memory = new_image(1 << 20, dynamic(16 << 10));
+    let image = open_writable(&memory);
+    let data = pattern::fill(sectors(30, 10), 1);
+    image.write(sectors(30, 10), &data).unwrap();
+    assert_eq!(read(&memory, 30, 10), vec![0; 5120], "another reader sees the last flush");
+    image.flush().unwrap();
+    assert_eq!(read(&memory, 30, 10), data);
+    assert_eq!(read(&memory, 0, 30), vec![0; 30 * 512]);
+}
+
+#[test]
+fn an_image_that_is_dropped_shows_its_last_flush() {
+    let memory = new_image(1 << 20, dynamic(16 << 10));
+    let image = open_writable(&memory);
+    image.write(sectors(0, 8), &pattern::fill(sectors(0, 8), 1)).unwrap();
+    image.flush().unwrap();
+    image.write(sectors(64, 8), &pattern::fill(sectors(64, 8), 2)).unwrap();
+    drop(image);
+    assert_eq!(read(&memory, 0, 8), pattern::fill(sectors(0, 8), 1));
+    assert_eq!(read(&memory, 64, 8), vec![0; 4096]);
+}
+
+#[test]
+fn full_blocks_enter_the_batmap_and_others_do_not() {
+    let memory = new_image(1 << 20, dynamic(16 << 10));
+    let image = open_writable(&memory);
+    image.write(sectors(0, 32), &pattern::fill(sectors(0, 32), 1)).unwrap();
+    image.write(sectors(32, 31), &pattern::fill(sectors(32, 31), 1)).unwrap();
+    image.write(sectors(64, 31), &pattern::fill(sectors(64, 31), 1)).unwrap();
+    image.flush().unwrap();
+    image.write(sectors(95, 1), &pattern::fill(sectors(95, 1), 1)).unwrap();
+    image.close().unwrap();
+    let report = check::container(container(&memory)).unwrap();
+    let codes: Vec<_> = report.findings().iter().map(|finding| finding.code).collect();
+    assert_eq!(codes, ["block-size"], "a batmap that is wrong or behind would be reported");
+    let image = open(&memory);
+    let map = image.batmap().unwrap().map_offset().0 as usize;
+    assert_eq!(memory.to_vec()[map], 0b1010_0000);
+}
+
+#[test]
+fn zeroing_needs_no_room_where_nothing_was_written() {
+    let memory = new_image(1 << 20, dynamic(16 << 10));
+    let before = memory.to_vec();
+    let image = open_writable(&memory);
+    image.write_zeroes(sectors(0, 2048)).unwrap();
+    image.close().unwrap();
+    assert!(memory.to_vec() == before);
+}
+
+#[test]
+fn opening_and_closing_changes_nothing() {
+    for kind in [NewKind::Fixed, dynamic(2 << 20)] {
+        let memory = new_image(4 << 20, kind);
+        let before = memory.to_vec();
+        open_writable(&memory).close().unwrap();
+        assert!(memory.to_vec() == before);
+    }
+}
+
+#[test]
+fn blocks_of_every_size() {
+    for shift in 12..=28 {
+        let block = 1_u64 << shift;
+        let memory = new_image(2 * block, dynamic(block as u32));
+        let last = block / 512 - 1;
+        let image = open_writable(&memory);
+        let data = pattern::fill(sectors(last, 2), 3);
+        image.write(sectors(last, 2), &data).unwrap();
+        image.close().unwrap();
+        assert_eq!(read(&memory, last, 2), data, "blocks of {block}");
+        assert_eq!(read(&memory, last + 2, 1), vec![0; 512]);
+        let worst = check::container(container(&memory)).unwrap().worst();
+        assert!(worst < Some(Severity::Warning), "blocks of {block}");
+    }
+}
+
+#[test]
+fn new_data_is_aligned_and_reserved_blocks_are_side_by_side() {
+    let memory = new_image(64 << 20, dynamic(2 << 20));
+    let image = open_writable(&memory);
+    image.reserve(&[BlockIndex(7), BlockIndex(3)]).unwrap();
+    let seven = image.place_for(sectors(7 * 4096, 1)).unwrap();
+    let three = image.place_for(sectors(3 * 4096 + 5, 1)).unwrap();
+    assert_eq!(seven.0, 4096, "where blktap puts the first block");
+    assert_eq!(three.0 - 5 * 512, 4096 + 4104 * 512, "blktap's stride");
+}
+
+#[test]
+fn a_range_past_the_end_is_refused_and_does_no_harm() {
+    let memory = new_image(1 << 20, dynamic(2 << 20));
+    let image = open_writable(&memory);
+    let refused = image.write(sectors(2047, 2), &[1; 1024]).unwrap_err();
+    assert!(matches!(refused, WriteError::Read(_)), "{refused}");
+    image.write(sectors(2047, 1), &[1; 512]).unwrap();
+    image.close().unwrap();
+}
+
+/// Places past 1 TiB are sector addresses past 2^31, which some readers take for negative.
+#[test]
+fn files_larger_than_a_tebibyte() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.vhd");
+    create_file(&path, &NewImage::new(MAX_VIRTUAL_SIZE, dynamic(2 << 20)), Existing::Keep).unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let mut footer = [0; 512];
+    file.read_exact_at(&mut footer, 0).unwrap();
+    file.write_all_at(&footer, 3 << 39).unwrap();
+
+    let far = sectors(MAX_VIRTUAL_SIZE.0 / 512 - 9, 9);
+    let volume = Volume::open(&path, &ChainOptions::default()).unwrap();
+    volume.write(far, &pattern::fill(far, 4)).unwrap();
+    assert!(volume.leaf().place_for(far).unwrap().0 / 512 > 1 << 31);
+    volume.close().unwrap();
+    let chain = Chain::open(&path, &ChainOptions::default()).unwrap();
+    let mut bytes = vec![0; 9 * 512];
+    chain.read(far, &mut bytes).unwrap();
+    assert_eq!(bytes, pattern::fill(far, 4));
+    assert!(check::file(&path).unwrap().worst() < Some(Severity::Warning));
+
+    file.write_all_at(&footer, (2 << 40) - 512).unwrap();
+    let volume = Volume::open(&path, &ChainOptions::default()).unwrap();
+    let full = volume.write(sectors(0, 1), &[1; 512]).unwrap_err();
+    assert!(matches!(full, WriteError::FileFull { .. }), "{full}");
+}
+
+#[test]
+fn many_threads_write_and_read_one_image() {
+    const THREADS: u64 = 4;
+    let memory = new_image(8 << 20, dynamic(64 << 10));
+    let image = open_writable(&memory);
+    let (image, disk) = (&image, sectors(0, (8 << 20) / 512));
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            scope.spawn(move || {
+                // Every block is shared by all threads.
+                for piece in
+                    disk.split_at_multiples(SectorCount(7)).filter(|piece| piece.start.0 / 7 % THREADS == thread)
+                {
+                    image.write(piece, &pattern::fill(piece, 9)).unwrap();
+                    if piece.start.0 % 1001 == 0 {
+                        image.flush().unwrap();
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(image.resolve(disk, &mut vhd_core::Extents::default()).ok(), Some(()));
+    image.flush().unwrap();
+    let found = read(&memory, 0, disk.count().0);
+    assert!(found == pattern::fill(disk, 9));
+}
+
+#[test]
+fn growing_moves_the_bat_and_keeps_everything() {
+    for kind in [NewKind::Fixed, dynamic(4096), dynamic(2 << 20)] {
+        let memory = new_image(1 << 20, kind);
+        let mut image = open_writable(&memory);
+        let old = sectors(0, 2048);
+        image.write(old, &pattern::fill(old, 5)).unwrap();
+        image.set_size(ByteCount(5 << 20), ByteCount(0)).unwrap();
+        let new = sectors(9000, 8);
+        image.write(new, &pattern::fill(new, 6)).unwrap();
+        image.close().unwrap();
+        assert!(read(&memory, 0, 2048) == pattern::fill(old, 5));
+        assert!(read(&memory, 2048, 9000 - 2048).iter().all(|&byte| byte == 0));
+        assert_eq!(read(&memory, 9000, 8), pattern::fill(new, 6));
+        let report = check::container(container(&memory)).unwrap();
+        assert!(report.worst() < Some(Severity::Warning), "{:?}", report.findings());
+    }
+}
+
+#[test]
+fn hidden_is_written_to_both_footers() {
+    let memory = new_image(1 << 20, dynamic(2 << 20));
+    let mut image = open_writable(&memory);
+    image.set_hidden(true).unwrap();
+    image.close().unwrap();
+    assert!(open(&memory).footer().hidden());
+    assert_eq!(check::container(container(&memory)).unwrap().findings(), []);
+}
+
+#[test]
+fn a_511_byte_footer_becomes_a_whole_one_when_the_file_grows() {
+    let memory = new_image(1 << 20, dynamic(2 << 20));
+    let bytes = memory.to_vec();
+    let memory = Arc::new(MemoryStorage::new(bytes[..bytes.len() - 1].to_vec()));
+    let image = open_writable(&memory);
+    image.write(sectors(0, 2048), &pattern::fill(sectors(0, 2048), 1)).unwrap();
+    image.close().unwrap();
+    assert_eq!(check::container(container(&memory)).unwrap().findings(), []);
+    assert_eq!(read(&memory, 0, 2048), pattern::fill(sectors(0, 2048), 1));
+}
