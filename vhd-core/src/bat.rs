@@ -11,6 +11,8 @@ use crate::units::{BlockIndex, ByteCount, FileOffset};
 
 /// Entries in memory are loaded this many at a time: 64 KiB of table, 32 GiB of disk with 2 MiB blocks.
 const PAGE_ENTRIES: u32 = 16 * 1024;
+/// The largest table that is kept whole: that of a 2040 GiB disk in blocks of 2 MiB, 4 MiB.
+const KEPT_ENTRIES: u32 = 1 << 20;
 /// Entries in a 512-byte sector of the table, the unit in which it is rewritten.
 pub(crate) const ENTRIES_PER_SECTOR: u32 = 128;
 
@@ -70,7 +72,8 @@ impl Bat {
 
     /// Lists the allocated ones of the first `blocks` blocks, in order, with their entries.
     ///
-    /// Pages that are not in memory are read and not kept: a walk over a large table costs no memory.
+    /// A table of a size that a real disk has is kept in memory, so that it is read once however often it is walked; of
+    /// a larger one each page is read and let go.
     pub(crate) fn allocated<'a>(
         &'a self,
         container: &'a Container,
@@ -79,7 +82,9 @@ impl Bat {
         let blocks = blocks.min(self.entries);
         (0..blocks.div_ceil(PAGE_ENTRIES)).flat_map(move |index| {
             let first = index * PAGE_ENTRIES;
-            let (entries, failed) = match self.page_entries(container, index) {
+            let keep = self.entries <= KEPT_ENTRIES;
+            let loaded = if keep { self.page(container, index).map(drop) } else { Ok(()) };
+            let (entries, failed) = match loaded.and_then(|()| self.page_entries(container, index)) {
                 Ok(entries) => (entries, None),
                 Err(error) => (Vec::new(), Some(Err(error))),
             };

@@ -1,9 +1,6 @@
 //! Making new images, laid out as blktap lays them out.
 
-use std::fs::{File, Permissions};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -14,7 +11,8 @@ use crate::footer::{DiskType, FOOTER_SIZE, Footer, MAX_VIRTUAL_SIZE, Timestamp};
 use crate::header::{HEADER_SIZE, Header, LOCATOR_ENTRIES};
 use crate::locator::LocatorEntry;
 use crate::metadata::{LinkError, ParentLink};
-use crate::storage::{Container, FileStorage, StorageError};
+use crate::new_file::{Existing, write_new_file};
+use crate::storage::{Container, StorageError};
 use crate::units::{ByteCount, FileOffset, SECTOR_SIZE};
 
 /// What a new image is to be.
@@ -59,15 +57,6 @@ impl NewImage {
         let (unique_id, timestamp) = (Uuid::new_v4(), Timestamp::now());
         Self { size, kind, unique_id, timestamp, hidden: false, key_hash: None }
     }
-}
-
-/// What to do about a file that is there already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Existing {
-    /// Fail.
-    Keep,
-    /// Put the new one in its place.
-    Replace,
 }
 
 /// Why an image was not made.
@@ -213,59 +202,7 @@ fn write_empty_bat(container: &Container, at: FileOffset, entries: u32) -> Resul
 /// As [`create`], and [`CreateError::Exists`].
 ///
 /// # Crash safety
-/// The image is complete and durable, under a name that starts with a dot, before it gets its own.
+/// As [`write_new_file`]: the image gets its name when it is complete and durable.
 pub fn create_file(path: &Path, new: &NewImage, existing: Existing) -> Result<(), CreateError> {
     write_new_file(path, existing, |container| create(container, new))
-}
-
-/// Makes a new file with what `fill` writes; the file appears under its name only when `fill` has succeeded.
-///
-/// # Errors
-/// Those of `fill`, and [`CreateError::Exists`] and [`CreateError::Io`].
-///
-/// # Crash safety
-/// As [`create_file`]; `fill` syncs what it writes.
-pub fn write_new_file<E: From<CreateError>>(
-    path: &Path,
-    existing: Existing,
-    fill: impl FnOnce(&Container) -> Result<(), E>,
-) -> Result<(), E> {
-    let failed = |source| CreateError::Io { path: path.into(), source };
-    if existing == Existing::Keep && std::fs::symlink_metadata(path).is_ok() {
-        return Err(CreateError::Exists { path: path.into() }.into());
-    }
-    let folder = folder_of(path);
-    let name = path.file_name().unwrap_or_default();
-    let mut prefix = std::ffi::OsString::from(".");
-    prefix.push(name);
-    let builder_result = tempfile::Builder::new()
-        .prefix(&prefix)
-        .suffix(".new")
-        .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(folder);
-    let file = builder_result.map_err(failed)?;
-    let storage = file.as_file().try_clone().and_then(FileStorage::new).map_err(failed)?;
-    fill(&Container::new(path, Arc::new(storage)))?;
-    match existing {
-        Existing::Keep => file.persist_noclobber(path),
-        Existing::Replace => file.persist(path),
-    }
-    .map_err(|error| match error.error.kind() {
-        std::io::ErrorKind::AlreadyExists => CreateError::Exists { path: path.into() },
-        _ => failed(error.error),
-    })?;
-    Ok(sync_folder(folder).map_err(failed)?)
-}
-
-/// The folder that a path is in.
-pub(crate) fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
-/// Makes the names in a folder durable.
-pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    File::open(folder)?.sync_all()
 }

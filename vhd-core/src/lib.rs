@@ -30,6 +30,7 @@ mod header;
 mod image;
 mod locator;
 mod metadata;
+mod new_file;
 mod overlap;
 mod resolve;
 mod snapshot;
@@ -43,7 +44,7 @@ pub use chain::{
     Chain, ChainError, ChainExtent, ChainOptions, ChainSource, MAX_CHAIN_DEPTH, ParentIdentity, UnfinishedResize,
     Volume, resolve_layers,
 };
-pub use create::{CreateError, Existing, NewImage, NewKind, create, create_file, write_new_file};
+pub use create::{CreateError, NewImage, NewKind, create, create_file};
 pub use folder::{DamagedFile, Folder, FolderError, Node, NodeId, ParentName};
 pub use footer::{DiskType, FOOTER_SIZE, Footer, FooterError, MAX_VIRTUAL_SIZE, Timestamp};
 pub use gate::{GateError, ParentPlaces};
@@ -52,6 +53,7 @@ pub use header::{HEADER_SIZE, Header, HeaderError};
 pub use image::{BlockFault, FooterOrigin, Image, Layer, OpenError, RawDisk, ReadError, ReadOnly, Region};
 pub use locator::{LocatorEntry, MAX_LOCATOR_LENGTH, PlatformCode};
 pub use metadata::{LinkError, MetadataError, ParentLink};
+pub use new_file::{Existing, write_new_file};
 pub use overlap::Overlap;
 pub use resolve::{Extent, Extents, Source};
 pub use snapshot::{SnapshotError, Snapshotted, finish_interrupted, snapshot};

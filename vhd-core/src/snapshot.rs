@@ -23,12 +23,13 @@ use uuid::Uuid;
 
 use crate::block_size::BlockSize;
 use crate::chain::{ChainError, ChainOptions};
-use crate::create::{CreateError, Existing, NewImage, NewKind, create_file, folder_of, sync_folder};
+use crate::create::{CreateError, NewImage, NewKind, create_file};
 use crate::folder::{Folder, FolderError};
 use crate::footer::Timestamp;
 use crate::gate::FileIdentity;
 use crate::image::{Image, OpenError, ReadError};
 use crate::metadata::{LinkError, MetadataError, ParentLink};
+use crate::new_file::{Existing, folder_of, sync_folder};
 use crate::storage::StorageError;
 use crate::write::ReadWrite;
 

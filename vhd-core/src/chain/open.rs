@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::Chain;
-use crate::create::folder_of;
 use crate::gate::{self, Admitted, FileIdentity, Gate, GateError, ParentPlaces};
 use crate::image::{Image, Layer, OpenError, RawDisk, ReadOnly};
+use crate::new_file::folder_of;
 use crate::storage::{Lock, StorageError};
 
 /// The longest chain that is opened unless asked otherwise.

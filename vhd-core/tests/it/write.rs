@@ -7,8 +7,8 @@ use std::sync::Arc;
 use testkit::pattern;
 use vhd_core::check::{self, Severity};
 use vhd_core::{
-    BlockIndex, BlockSize, ByteCount, Chain, ChainOptions, Existing, Layer, MAX_VIRTUAL_SIZE, MemoryStorage,
-    NewImage, NewKind, SectorCount, Volume, WriteError, create_file,
+    BlockIndex, BlockSize, ByteCount, Chain, ChainOptions, Existing, Layer, MAX_VIRTUAL_SIZE, MemoryStorage, NewImage,
+    NewKind, SectorCount, Volume, WriteError, create_file,
 };
 
 use super::{container, new_image, open, open_writable, sectors};

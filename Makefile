@@ -1,0 +1,42 @@
+# `make demo` and `make test` are the two commands that a newcomer needs; both install what they use.
+SHELL := /bin/bash
+PYTHON := target/test-python/bin/python
+
+.PHONY: demo test setup lint bench compare soak assets clean
+
+demo: ## builds, coalesces a sample chain, verifies its content
+	cargo build --release --locked -p vhd-tool -p testkit
+	testdata/demo
+
+test: setup ## every test, and a smoke run of every benchmark
+	cargo test --workspace --locked --all-targets
+	cargo test --workspace --locked --doc
+
+setup: $(PYTHON) ## peers that the tests compare with; as root, from the package registries
+	@missing=(); for tool in qemu-img qemu-io strace; do command -v $$tool >/dev/null || missing+=($$tool); done; \
+	if (( $${#missing[@]} )); then apt-get update -qq && apt-get install -y -qq qemu-utils strace; fi
+
+$(PYTHON):
+	python3 -m venv target/test-python || { apt-get update -qq && apt-get install -y -qq python3-venv && python3 -m venv target/test-python; }
+	target/test-python/bin/pip install --quiet --disable-pip-version-check libvhdi-python
+
+lint: ## formatting, clippy and rustdoc, warnings denied
+	cargo fmt --all --check
+	cargo clippy --workspace --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --locked --no-deps
+
+bench: ## criterion benchmarks
+	cargo bench -p benches
+
+compare: ## the same work by us and by whichever peers are on the PATH
+	cargo build --release --locked
+	benches/compare
+
+soak: ## the model test, for as long as CASES cases take
+	PROPTEST_CASES=$${CASES:-100000} cargo test --release --locked -p coalesce-worker --test it model
+
+assets: ## shell completions and man pages, into target/assets
+	cargo run --release --locked -q -p vhd-tool --example assets -- target/assets
+
+clean:
+	cargo clean

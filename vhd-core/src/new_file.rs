@@ -1,0 +1,115 @@
+//! New files that appear whole or not at all.
+
+use std::ffi::OsString;
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
+use rustix::io::Errno;
+
+use crate::create::CreateError;
+use crate::storage::{Container, FileStorage};
+
+/// What to do about a file that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// Fail.
+    Keep,
+    /// Put the new one in its place.
+    Replace,
+}
+
+/// Makes a new file with what `fill` writes; the file gets its name only when `fill` has succeeded.
+///
+/// # Errors
+/// Those of `fill`, and [`CreateError::Exists`] and [`CreateError::Io`].
+///
+/// # Crash safety
+/// Until then the file has no name, and a crash leaves nothing behind; on file systems that cannot do that (NFS), and
+/// while another file is replaced, it has one that starts with a dot and ends in `.new`. `fill` syncs what it writes.
+pub fn write_new_file<E: From<CreateError>>(
+    path: &Path,
+    existing: Existing,
+    fill: impl FnOnce(&Container) -> Result<(), E>,
+) -> Result<(), E> {
+    let failed = |source| CreateError::Io { path: path.into(), source };
+    if existing == Existing::Keep && fs::symlink_metadata(path).is_ok() {
+        return Err(CreateError::Exists { path: path.into() }.into());
+    }
+    let new = Unpublished::start(path).map_err(failed)?;
+    let storage = new.file().try_clone().and_then(FileStorage::new).map_err(failed)?;
+    fill(&Container::new(path, Arc::new(storage)))?;
+    new.publish(path, existing).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => CreateError::Exists { path: path.into() },
+        _ => failed(error),
+    })?;
+    Ok(sync_folder(folder_of(path)).map_err(failed)?)
+}
+
+enum Unpublished {
+    Unnamed(File),
+    Named(tempfile::NamedTempFile),
+}
+
+impl Unpublished {
+    fn start(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        match rustix::fs::open(folder_of(path), flags, Mode::from_raw_mode(0o666)) {
+            Ok(file) => Ok(Self::Unnamed(file.into())),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
+                let mut prefix = OsString::from(".");
+                prefix.push(path.file_name().unwrap_or_default());
+                let mut builder = tempfile::Builder::new();
+                builder.prefix(&prefix).suffix(".new").permissions(Permissions::from_mode(0o666));
+                Ok(Self::Named(builder.tempfile_in(folder_of(path))?))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn file(&self) -> &File {
+        match self {
+            Self::Unnamed(file) => file,
+            Self::Named(file) => file.as_file(),
+        }
+    }
+
+    fn publish(self, path: &Path, existing: Existing) -> io::Result<()> {
+        match (self, existing) {
+            (Self::Unnamed(file), Existing::Keep) => name(&file, path),
+            (Self::Unnamed(file), Existing::Replace) => {
+                let mut dotted = OsString::from(".");
+                dotted.push(path.file_name().unwrap_or_default());
+                dotted.push(format!(".{}.new", uuid::Uuid::new_v4().simple()));
+                let dotted = folder_of(path).join(dotted);
+                name(&file, &dotted)?;
+                fs::rename(dotted, path)
+            }
+            (Self::Named(file), Existing::Keep) => Ok(file.persist_noclobber(path).map(drop)?),
+            (Self::Named(file), Existing::Replace) => Ok(file.persist(path).map(drop)?),
+        }
+    }
+}
+
+/// Gives a file without a name its first one; fails where that is taken.
+fn name(file: &File, path: &Path) -> io::Result<()> {
+    let descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(linkat(CWD, descriptor, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+/// The folder that a path is in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    File::open(folder)?.sync_all()
+}
