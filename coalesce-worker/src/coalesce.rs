@@ -13,6 +13,7 @@ use vhd_core::{
 };
 
 use crate::merge::{MergeError, MergeOptions, Moved, merge};
+use crate::merged::is_merged;
 use crate::plan::{Plan, TargetTables};
 use crate::target::Target;
 
@@ -166,7 +167,7 @@ pub struct Coalesce {
     /// Newest first.
     sources: Vec<Layer>,
     /// Nobody writes to the sources as long as these are held.
-    _locks: Vec<FileStorage>,
+    locks: Vec<FileStorage>,
     target: Target,
     /// The size of the target's own parent, or zero.
     beneath: ByteCount,
@@ -192,15 +193,24 @@ impl Coalesce {
         let forests = folders.into_iter().map(Folder::scan).collect::<Result<Vec<_>, _>>()?;
 
         let mut child_path = node.as_path();
-        for layer in sources.iter().skip(1).chain([&target_layer]) {
-            refuse_other_children(&forests, layer, child_path)?;
+        for layer in sources.iter().skip(1) {
+            if let Some(child) = other_child(&forests, layer, child_path)? {
+                return Err(CoalesceError::OtherChild { node: layer.path().into(), child });
+            }
             child_path = layer.path();
         }
+        let beside = other_child(&forests, &target_layer, child_path)?;
         let children = children_of(&forests, &node)?;
-        let ending = match (request.keep, children.is_empty()) {
-            (true, _) => Ending::Keep,
-            (false, false) => Ending::Relink(children),
-            (false, true) => Ending::TakeName,
+        let hidden = sources[0].as_vhd().is_some_and(|image| image.footer().hidden());
+        let ending = match (request.keep, children.is_empty(), &beside) {
+            (true, ..) => Ending::Keep,
+            (false, false, _) => Ending::Relink(children),
+            // All its children have been relinked, and the target is theirs.
+            (false, true, Some(_)) if hidden => Ending::Relink(Vec::new()),
+            (false, true, Some(child)) => {
+                return Err(CoalesceError::OtherChild { node: target_path, child: child.clone() });
+            }
+            (false, true, None) => Ending::TakeName,
         };
         if ending == Ending::TakeName {
             check_can_take_name(&target_layer, &node)?;
@@ -223,7 +233,12 @@ impl Coalesce {
             Target::Raw(_) => TargetTables::of_raw(),
         };
         let plan = Plan::new(&sources, &tables, sources[0].size())?;
-        Ok(Self { sources, _locks: locks, target, beneath, children, plan, ending })
+        if let Some(child) = beside
+            && !is_merged(&plan, &sources, &target_layer)?
+        {
+            return Err(CoalesceError::OtherChild { node: target_path, child });
+        }
+        Ok(Self { sources, locks, target, beneath, children, plan, ending })
     }
 
     /// What will move.
@@ -267,8 +282,8 @@ impl Coalesce {
     ///
     /// # Crash safety
     /// In this order, each durable before the next: the target grows; the merge; each child is relinked, or the target
-    /// gets the node's size and hidden state and then, by one rename, its name; the merged files are deleted, newest
-    /// first, so that none is ever without its parent.
+    /// gets the node's hidden state and then, by one rename, its name; the merged files are deleted, newest first. Dying
+    /// after that rename leaves merged files that nothing needs, the lowest without its parent.
     pub fn execute(mut self, options: &MergeOptions<'_>) -> Result<Outcome, CoalesceError> {
         if let Some(free) = self.free_space()?
             && free < self.plan.space_needed
@@ -282,55 +297,62 @@ impl Coalesce {
         if self.ending != Ending::Keep {
             self.target.cut(self.sources[0].size())?;
         }
-        let mut sources: Vec<PathBuf> = self.sources().map(Path::to_path_buf).collect();
+        let paths: Vec<PathBuf> = self.sources().map(Path::to_path_buf).collect();
         let mut outcome = Outcome { target: self.target().into(), moved, relinked: Vec::new(), deleted: Vec::new() };
+        // What is deleted, or put aside by the rename, may be locked again.
+        self.locks.clear();
         match &self.ending {
-            Ending::Keep => sources.clear(),
-            Ending::Relink(_) => outcome.relinked = self.relink_children()?,
+            Ending::Keep => {}
+            Ending::Relink(_) => {
+                for child in std::mem::take(&mut self.children) {
+                    outcome.relinked.push(self.relink(child)?);
+                }
+                outcome.deleted = delete(&paths)?;
+            }
             Ending::TakeName => {
-                let node = sources.remove(0);
-                self.take_place_of_node(&node)?;
-                outcome.deleted.push(std::mem::replace(&mut outcome.target, node));
+                self.take_place_of_node(&paths[0])?;
+                outcome.deleted.push(std::mem::replace(&mut outcome.target, paths[0].clone()));
+                outcome.deleted.extend(delete(&paths[1..])?);
             }
         }
         self.target.close()?;
-        for path in sources {
-            fs::remove_file(&path).map_err(io_error(&path, "delete it"))?;
-            sync_folder_of(&path)?;
-            outcome.deleted.push(path);
-        }
         Ok(outcome)
     }
 
-    fn relink_children(&mut self) -> Result<Vec<PathBuf>, CoalesceError> {
+    /// Makes an image a child of the target.
+    fn relink(&self, mut child: Image<ReadWrite>) -> Result<PathBuf, CoalesceError> {
         let unique_id = match &self.target {
             Target::Vhd(image) => image.footer().unique_id(),
             Target::Raw(_) => Uuid::nil(),
         };
-        let target = self.target.container().path().to_path_buf();
-        let mut relinked = Vec::new();
-        for mut child in self.children.drain(..) {
-            let path = child.path().to_path_buf();
-            let folder = path.parent().unwrap_or(Path::new("."));
-            child.relink(&ParentLink::new(folder, &target, unique_id)?)?;
-            child.close()?;
-            relinked.push(path);
-        }
-        Ok(relinked)
+        let path = child.path().to_path_buf();
+        let folder = path.parent().unwrap_or(Path::new("."));
+        child.relink(&ParentLink::new(folder, self.target(), unique_id)?)?;
+        child.close()?;
+        Ok(path)
     }
 
     fn take_place_of_node(&mut self, node: &Path) -> Result<(), CoalesceError> {
-        let footer = self.sources[0].as_vhd().expect("the node is no raw disk: it has a parent").footer().clone();
+        let hidden = self.sources[0].as_vhd().is_some_and(|image| image.footer().hidden());
         let Target::Vhd(target) = &mut self.target else {
             return Err(CoalesceError::RawTarget { target: self.target().into(), node: node.into() });
         };
-        target.set_hidden(footer.hidden())?;
+        target.set_hidden(hidden)?;
         let path = target.path();
         let mode = fs::metadata(node).map_err(io_error(node, "read its permissions"))?.permissions();
         fs::set_permissions(path, mode).map_err(io_error(path, "give it the node's permissions"))?;
         fs::rename(path, node).map_err(io_error(node, "put the merged image in its place"))?;
         sync_folder_of(node)
     }
+}
+
+/// Deletes files in the order given, each durably before the next.
+fn delete(paths: &[PathBuf]) -> Result<Vec<PathBuf>, CoalesceError> {
+    for path in paths {
+        fs::remove_file(path).map_err(io_error(path, "delete it"))?;
+        sync_folder_of(path)?;
+    }
+    Ok(paths.to_vec())
 }
 
 fn sync_folder_of(path: &Path) -> Result<(), CoalesceError> {
@@ -361,23 +383,20 @@ fn node_in<'a>(forests: &'a [Folder], path: &'a Path) -> impl Iterator<Item = (&
     forests.iter().filter_map(move |forest| Some((forest, forest.find(path)?)))
 }
 
-/// Refuses a layer that has a child other than `child`; a damaged file that names it as its parent counts.
-fn refuse_other_children(forests: &[Folder], layer: &Layer, child: &Path) -> Result<(), CoalesceError> {
-    let refused = |other: &Path| CoalesceError::OtherChild { node: layer.path().into(), child: other.into() };
+/// Finds a child of a layer other than `child`; a damaged file that names it as its parent counts.
+fn other_child(forests: &[Folder], layer: &Layer, child: &Path) -> Result<Option<PathBuf>, CoalesceError> {
     for (forest, id) in node_in(forests, layer.path()) {
         for other in forest.children(id) {
             let path = &forest.node(other).path;
             if path.canonicalize().map_err(io_error(path, "open it"))? != child {
-                return Err(refused(path));
+                return Ok(Some(path.clone()));
             }
         }
     }
     let unique_id = layer.as_vhd().map(|image| image.footer().unique_id());
-    let damaged = forests.iter().flat_map(Folder::damaged);
-    match damaged.into_iter().find(|damaged| unique_id.is_some() && damaged.parent == unique_id) {
-        Some(damaged) => Err(refused(&damaged.path)),
-        None => Ok(()),
-    }
+    let mut damaged = forests.iter().flat_map(Folder::damaged);
+    let found = damaged.find(|damaged| unique_id.is_some() && damaged.parent == unique_id);
+    Ok(found.map(|damaged| damaged.path.clone()))
 }
 
 fn children_of(forests: &[Folder], node: &Path) -> Result<Vec<PathBuf>, CoalesceError> {

@@ -17,9 +17,11 @@
 //! # Crash safety
 //! The merge writes only sectors of the target that nobody reads through it, because a node above it holds each of
 //! them; so whatever the moment of a crash, every leaf reads as before, and the same command can be given again.
+//! Where some children had been relinked already, it finds that the target holds everything and does only the rest.
 
 mod coalesce;
 mod merge;
+mod merged;
 mod plan;
 mod target;
 

@@ -1,3 +1,5 @@
 //! Tests of the public interface; one file per kind.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod model;

@@ -1,0 +1,46 @@
+//! Telling whether a run has been merged already, as after a crash between the merge and the end of the relinking.
+
+use vhd_core::{ChainSource, Extents, Layer, ReadError, SectorRange, Source, resolve_layers};
+
+use crate::plan::Plan;
+
+/// Tells whether `target` holds by itself, bit for bit, everything that a merge of `sources` would put there.
+///
+/// Then the merge changes nothing, and harms nobody, whoever else reads through the target.
+///
+/// # Errors
+/// A failed read.
+pub(crate) fn is_merged(plan: &Plan, sources: &[Layer], target: &Layer) -> Result<bool, ReadError> {
+    if sources[0].size() != target.size() {
+        return Ok(false);
+    }
+    for unit in plan.units() {
+        for extent in resolve_layers(sources, unit.sectors)? {
+            let mut expected = vec![0; extent.sectors.count().bytes().0 as usize];
+            if let ChainSource::Data { layer, at } = extent.source {
+                sources[layer].container().read_at(&mut expected, at)?;
+            }
+            if read_own(target, extent.sectors)? != Some(expected) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Reads what a layer holds by itself; `None` where it would ask its parent.
+fn read_own(layer: &Layer, sectors: SectorRange) -> Result<Option<Vec<u8>>, ReadError> {
+    let mut extents = Extents::default();
+    layer.resolve(sectors, &mut extents)?;
+    let mut bytes = vec![0; sectors.count().bytes().0 as usize];
+    for extent in extents.as_slice() {
+        let from = (extent.sectors.start - sectors.start).bytes().0 as usize;
+        let part = &mut bytes[from..from + extent.sectors.count().bytes().0 as usize];
+        match extent.source {
+            Source::Data(at) => layer.container().read_at(part, at)?,
+            Source::Zero => {}
+            Source::Parent => return Ok(None),
+        }
+    }
+    Ok(Some(bytes))
+}
