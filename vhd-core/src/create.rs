@@ -91,6 +91,12 @@ pub enum CreateError {
         /// The file.
         path: PathBuf,
     },
+    /// There is a device or folder of that name, and no file takes its place.
+    #[error("{}: not a file, so no new file can take its place", path.display())]
+    NotAFile {
+        /// What is there.
+        path: PathBuf,
+    },
     /// The file cannot be made.
     #[error("{}: cannot be created", path.display())]
     Io {

@@ -26,7 +26,7 @@ pub enum Existing {
 /// Makes a new file with what `fill` writes; the file gets its name only when `fill` has succeeded.
 ///
 /// # Errors
-/// Those of `fill`, and [`CreateError::Exists`] and [`CreateError::Io`].
+/// Those of `fill`, and [`CreateError::Exists`], [`CreateError::NotAFile`] and [`CreateError::Io`].
 ///
 /// # Crash safety
 /// Until then the file has no name, and a crash leaves nothing behind; on file systems that cannot do that (NFS), and
@@ -39,6 +39,9 @@ pub fn write_new_file<E: From<CreateError>>(
     let failed = |source| CreateError::Io { path: path.into(), source };
     if existing == Existing::Keep && fs::symlink_metadata(path).is_ok() {
         return Err(CreateError::Exists { path: path.into() }.into());
+    }
+    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(CreateError::NotAFile { path: path.into() }.into());
     }
     let new = Unpublished::start(path).map_err(failed)?;
     let storage = new.file().try_clone().and_then(FileStorage::new).map_err(failed)?;

@@ -1,0 +1,88 @@
+//! Images on block devices: the footer is in the last 512 bytes, whatever the image holds. Needs root, for a loop device.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use testkit::{pattern, sha256};
+use vhd_core::check::{self, Severity};
+use vhd_core::{
+    BlockSize, ByteCount, Chain, ChainOptions, Container, CreateError, Existing, FileStorage, Image, Lock, NewImage,
+    NewKind, ParentLink, ParentPlaces, Storage, Volume, WriteError, create, create_file,
+};
+
+use super::sectors;
+
+struct LoopDevice {
+    path: PathBuf,
+}
+
+impl LoopDevice {
+    fn new(file: &Path, size: u64) -> Self {
+        File::create(file).unwrap().set_len(size).unwrap();
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(file).output().unwrap();
+        assert!(output.status.success(), "losetup (as root): {}", String::from_utf8_lossy(&output.stderr));
+        Self { path: String::from_utf8(output.stdout).unwrap().trim().into() }
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let detached = Command::new("losetup").arg("--detach").arg(&self.path).status();
+        assert!(detached.is_ok_and(|status| status.success()));
+    }
+}
+
+#[test]
+fn a_device_holds_an_image_until_it_is_full() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = LoopDevice::new(&folder.path().join("disk"), 6 << 20);
+    let storage = FileStorage::open_writable(&device.path).unwrap();
+    assert!(storage.has_fixed_size());
+    let kind = NewKind::Dynamic { block_size: BlockSize::DEFAULT };
+    create(&Container::new(&device.path, Arc::new(storage)), &NewImage::new(ByteCount(20 << 20), kind)).unwrap();
+
+    let volume = Volume::open(&device.path, &ChainOptions::default()).unwrap();
+    for start in [4096, 0] {
+        volume.write(sectors(start, 100), &pattern::fill(sectors(start, 100), 1)).unwrap();
+    }
+    volume.close().unwrap();
+    let before = fs::read(&device.path).unwrap();
+    let volume = Volume::open(&device.path, &ChainOptions::default()).unwrap();
+    volume.write(sectors(4196, 50), &pattern::fill(sectors(4196, 50), 1)).unwrap();
+    let full = volume.write(sectors(9000, 1), &[1; 512]).unwrap_err();
+    assert!(matches!(full, WriteError::Storage(_)), "{full}");
+    volume.close().unwrap();
+
+    let after = fs::read(&device.path).unwrap();
+    assert_eq!(after[after.len() - 512..], before[before.len() - 512..], "the footer stays");
+    assert_ne!(sha256(&after), sha256(&before));
+    let chain = Chain::open(&device.path, &ChainOptions::default()).unwrap();
+    let mut bytes = vec![0; 150 * 512];
+    chain.read(sectors(4096, 150), &mut bytes).unwrap();
+    assert_eq!(bytes, pattern::fill(sectors(4096, 150), 1));
+    let report = check::file(&device.path).unwrap();
+    assert!(report.worst() < Some(Severity::Warning), "{:?}", report.findings());
+}
+
+#[test]
+fn a_device_can_be_a_parent_and_is_never_replaced_by_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = LoopDevice::new(&folder.path().join("disk"), 1 << 20);
+    fs::write(&device.path, pattern::fill(sectors(0, 2048), 6)).unwrap();
+    let path = folder.path().join("child.vhd");
+    let parent = ParentLink::new(folder.path(), &device.path, vhd_core::Uuid::nil()).unwrap();
+    let kind = NewKind::Differencing { block_size: BlockSize::DEFAULT, parent };
+    create_file(&path, &NewImage::new(ByteCount(1 << 20), kind), Existing::Keep).unwrap();
+    let options = ChainOptions { parents: ParentPlaces::Within(vec!["/dev".into()]), ..ChainOptions::default() };
+    let chain = Chain::open(&path, &options).unwrap();
+    let mut bytes = vec![0; 2048 * 512];
+    chain.read(sectors(0, 2048), &mut bytes).unwrap();
+    assert!(bytes == pattern::fill(sectors(0, 2048), 6));
+
+    let new = NewImage::new(ByteCount(1 << 20), NewKind::Fixed);
+    let refused = create_file(&device.path, &new, Existing::Replace).unwrap_err();
+    assert!(matches!(refused, CreateError::NotAFile { .. }), "{refused}");
+    Image::open(&device.path, Lock::None).unwrap_err();
+}
