@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use benches::{PAGE, Random, layered};
+use benches::{PAGE, Random, layered, pages_with_data};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use vhd_core::{Chain, ChainOptions, Sector, SectorCount, SectorRange};
 
@@ -36,17 +36,14 @@ fn read(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("read/random-4k-resolved");
     group.throughput(Throughput::Bytes(PAGE.bytes().0));
     for (depth, chain) in &chains {
-        let pages = chain.sectors().0 / PAGE.0;
-        let mut page = vec![0; PAGE.bytes().0 as usize];
-        for number in 0..pages {
-            chain.read(SectorRange::new(Sector(number * PAGE.0), PAGE), &mut page).expect("the chain is readable");
+        let pages = pages_with_data(chain).expect("the chain is readable");
+        let mut buffer = vec![0; PAGE.bytes().0 as usize];
+        for &page in &pages {
+            chain.read(page, &mut buffer).expect("the chain is readable");
         }
         let mut random = Random::new(7);
         group.bench_function(BenchmarkId::from_parameter(depth), |bencher| {
-            bencher.iter(|| {
-                let range = SectorRange::new(Sector(random.below(pages) * PAGE.0), PAGE);
-                chain.read(range, black_box(&mut page)).expect("the chain is readable");
-            });
+            bencher.iter(|| chain.read(random.choose(&pages), black_box(&mut buffer)).expect("the chain is readable"));
         });
     }
     group.finish();

@@ -17,4 +17,4 @@ mod shape;
 pub use image::{copy_sparse, create_base, create_child, write_random};
 pub use memory::resident;
 pub use random::Random;
-pub use shape::{PAGE, Shape, layered, scattered};
+pub use shape::{PAGE, Shape, layered, pages_with_data, scattered};

@@ -28,6 +28,11 @@ impl Random {
         self.draw() % limit
     }
 
+    /// Chooses one of a list that is not empty.
+    pub fn choose<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+
     /// Fills bytes.
     pub fn fill(&mut self, bytes: &mut [u8]) {
         for word in bytes.chunks_mut(8) {

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use vhd_core::{BlockIndex, BlockSize, ByteCount, MAX_VIRTUAL_SIZE, Sector, SectorCount, SectorRange};
+use vhd_core::{
+    BlockIndex, BlockSize, ByteCount, Chain, ChainSource, MAX_VIRTUAL_SIZE, ReadError, Sector, SectorCount, SectorRange,
+};
 
 use crate::image::{create_base, create_child, write_random};
 use crate::random::Random;
@@ -161,4 +163,19 @@ pub fn scattered(size: ByteCount, count: usize, seed: u64) -> Vec<SectorRange> {
         }
     }
     ranges
+}
+
+/// Lists the pages of a disk that are data, not zeros, in the order of the disk.
+///
+/// # Errors
+/// As [`Chain::extents`].
+pub fn pages_with_data(chain: &Chain) -> Result<Vec<SectorRange>, ReadError> {
+    let mut pages = Vec::new();
+    for extent in chain.extents(SectorRange::new(Sector(0), chain.sectors())) {
+        let extent = extent?;
+        if extent.source != ChainSource::Zero {
+            pages.extend(extent.sectors.split_at_multiples(PAGE));
+        }
+    }
+    Ok(pages)
 }

@@ -98,7 +98,7 @@ pub fn file(path: &Path) -> Result<Report, StorageError> {
     container(Container::new(path, Arc::new(storage)))
 }
 
-/// As [`file`], for any store.
+/// As [`file()`], for any store.
 ///
 /// # Errors
 /// A store that cannot be read.

@@ -22,7 +22,7 @@ pub(crate) use tables::Tables;
 #[derive(Debug)]
 pub struct ReadOnly(());
 
-/// An open image: [`ReadOnly`], which never changes the file, or [`ReadWrite`].
+/// An open image: [`ReadOnly`], which never changes the file, or [`ReadWrite`](crate::ReadWrite).
 #[derive(Debug)]
 pub struct Image<Mode> {
     pub(crate) container: Container,

@@ -6,9 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use vhd_core::{ByteCount, ChainOptions, ParentIdentity, ParentPlaces};
 
-use crate::commands::{
-    check, clone, coalesce, compare, convert, create, info, map, read, snapshot, tree, write,
-};
+use crate::commands::{check, clone, coalesce, compare, convert, create, info, map, read, snapshot, tree, write};
 use crate::error::CommandError;
 use crate::output::{self, Output};
 use crate::progress::Progress;
@@ -98,7 +96,11 @@ impl Context {
         let places = ParentPlaces::Within(self.global.parent_root.clone());
         ChainOptions {
             parents: if self.global.any_parent { ParentPlaces::Anywhere } else { places },
-            parent_identity: if self.global.ignore_parent_uuid { ParentIdentity::Ignore } else { ParentIdentity::Match },
+            parent_identity: if self.global.ignore_parent_uuid {
+                ParentIdentity::Ignore
+            } else {
+                ParentIdentity::Match
+            },
             ..ChainOptions::default()
         }
     }

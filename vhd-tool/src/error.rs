@@ -27,7 +27,7 @@ enum ErrorKind {
 #[derive(Debug)]
 pub(crate) struct CommandError {
     kind: ErrorKind,
-    hints: Vec<String>,
+    hints: Vec<&'static str>,
     source: Box<dyn Error + Send + Sync>,
 }
 
@@ -110,13 +110,13 @@ impl CommandError {
     fn failed(source: impl Error + Send + Sync + 'static) -> Self {
         let mut error = Self { kind: ErrorKind::Failed, hints: Vec::new(), source: Box::new(source) };
         if error.is_locked() {
-            error.hints.push(LOCKED.into());
+            error.hints.push(LOCKED);
         }
         error
     }
 
     /// A command that cannot be meant as it was given.
-    pub(crate) fn usage(source: Refusal) -> Self {
+    pub(crate) fn usage(source: impl Error + Send + Sync + 'static) -> Self {
         Self { kind: ErrorKind::Usage, ..Self::failed(source) }
     }
 
@@ -129,18 +129,17 @@ impl CommandError {
     }
 
     /// Adds what to do about it.
-    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hints.push(hint.into());
+    fn hint(self, hint: &'static str) -> Self {
+        self.hints([hint])
+    }
+
+    fn hints(mut self, hints: impl IntoIterator<Item = &'static str>) -> Self {
+        self.hints.extend(hints);
         self
     }
 
-    fn causes(&self) -> impl Iterator<Item = &(dyn Error + 'static)> {
-        let top: &(dyn Error + 'static) = &*self.source;
-        std::iter::successors(Some(top), |error| error.source())
-    }
-
     fn is_locked(&self) -> bool {
-        let mut found = self.causes().filter_map(|cause| cause.downcast_ref::<io::Error>());
+        let mut found = causes(&*self.source).filter_map(|cause| cause.downcast_ref::<io::Error>());
         found.any(|error| error.kind() == io::ErrorKind::ResourceBusy)
     }
 
@@ -149,8 +148,7 @@ impl CommandError {
         if self.kind == ErrorKind::ClosedPipe {
             return;
         }
-        let text: Vec<String> = self.causes().map(ToString::to_string).collect();
-        output::to_stderr(&format!("error: {}", text.join(": ")));
+        output::to_stderr(&format!("error: {}", with_causes(&*self.source)));
         for hint in &self.hints {
             output::to_stderr(&format!("hint: {hint}"));
         }
@@ -164,6 +162,15 @@ impl CommandError {
             ErrorKind::Failed => 5,
         }
     }
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+/// An error and all its causes, in one line.
+pub(crate) fn with_causes(error: &(dyn Error + 'static)) -> String {
+    causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 macro_rules! failed_from {
@@ -185,7 +192,7 @@ impl From<Refusal> for CommandError {
             Refusal::PastEnd { .. } | Refusal::Offset { .. } => Some("`info FILE` shows the size of the disk"),
             _ => None,
         };
-        Self { hints: hint.map(Into::into).into_iter().collect(), ..Self::failed(error) }
+        Self::failed(error).hints(hint)
     }
 }
 
@@ -196,14 +203,12 @@ impl From<OpenError> for CommandError {
                 Some("is the file whole, and a VHD? Restore it from a copy if it was one")
             }
             OpenError::Overlap { .. } | OpenError::Block(ReadError::Block { .. }) => {
-                Some("`check FILE` lists all that is wrong; what is sound can still be read: `convert FILE NEW`")
+                Some("`check FILE` lists all that is wrong with it; nothing is written to it before that is mended")
             }
             OpenError::UnfinishedResize { .. } => Some("`vhd-util revert` takes an interrupted resize back"),
             _ => None,
         };
-        let mut new = Self::failed(error);
-        new.hints.extend(hint.map(Into::into));
-        new
+        Self::failed(error).hints(hint)
     }
 }
 
@@ -223,9 +228,6 @@ impl From<CreateError> for CommandError {
     fn from(error: CreateError) -> Self {
         match error {
             CreateError::Exists { .. } => Self::failed(error).hint("--force replaces it"),
-            CreateError::Size { .. } | CreateError::BlockSize { .. } => {
-                Self { kind: ErrorKind::Usage, ..Self::failed(error) }
-            }
             other => Self::failed(other),
         }
     }
@@ -261,9 +263,7 @@ impl From<CoalesceError> for CommandError {
             CoalesceError::NoSpace { .. } => Some("make room, or move the folder to a larger file system"),
             _ => None,
         };
-        let mut new = Self::failed(error);
-        new.hints.extend(hint.map(Into::into));
-        new
+        Self::failed(error).hints(hint)
     }
 }
 

@@ -108,7 +108,12 @@ impl Lines {
             Some(total) if total.0 > 0 => {
                 let left = total.0.saturating_sub(done.0).checked_div(rate.0).unwrap_or(0);
                 let percent = u128::from(done.0) * 100 / u128::from(total.0);
-                format!("{action}: {} of {} ({percent} %), {}/s, {left} s left", Human(*done), Human(total), Human(rate))
+                format!(
+                    "{action}: {} of {} ({percent} %), {}/s, {left} s left",
+                    Human(*done),
+                    Human(total),
+                    Human(rate)
+                )
             }
             _ => format!("{action}: {}, {}/s", Human(*done), Human(rate)),
         }

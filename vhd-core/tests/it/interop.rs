@@ -61,7 +61,7 @@ fn libvhdi_reads_our_chains() {
     write_scattered(&path("v.vhd"), 9, 5000);
     for name in ["v.vhd", "s1.vhd", "s2.vhd", "s3.vhd"] {
         let chain = Chain::open(&path(name), &ChainOptions::default()).unwrap();
-        let paths: Vec<_> = chain.layers().iter().map(|layer| layer.path()).collect();
+        let paths: Vec<_> = chain.layers().iter().map(vhd_core::Layer::path).collect();
         assert_eq!(vhdi_sha256(&paths), hash(&path(name)), "{name}");
     }
 }
