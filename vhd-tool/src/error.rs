@@ -254,7 +254,9 @@ impl From<CoalesceError> for CommandError {
         let hint = match error {
             CoalesceError::Chain(error) => return error.into(),
             CoalesceError::Snapshot(error) => return error.into(),
-            CoalesceError::OtherChild { .. } => Some("delete that child if it is not needed, or merge less: --into"),
+            CoalesceError::OtherChild { .. } => Some(
+                "`tree` shows the forest; merge down to an image above the fork with --into, or delete what nobody needs",
+            ),
             CoalesceError::RawTarget { .. } | CoalesceError::OtherFolder { .. } => {
                 Some("with --keep the data moves and every file stays, under its name")
             }

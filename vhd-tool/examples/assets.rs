@@ -1,0 +1,22 @@
+//! Writes shell completions and man pages, all generated from the command line's definition, into a folder:
+//! `cargo run -p vhd-tool --example assets -- target/assets`.
+
+use std::path::PathBuf;
+use std::{env, fs, io};
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+use vhd_tool::Cli;
+
+fn main() -> io::Result<()> {
+    let Some(folder) = env::args_os().nth(1).map(PathBuf::from) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "usage: assets DIR"));
+    };
+    let (completions, man) = (folder.join("completions"), folder.join("man"));
+    fs::create_dir_all(&completions)?;
+    fs::create_dir_all(&man)?;
+    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+        clap_complete::generate_to(shell, &mut Cli::command(), "vhd-tool", &completions)?;
+    }
+    clap_mangen::generate_to(Cli::command().disable_help_subcommand(true), &man)
+}

@@ -1,0 +1,87 @@
+//! `coalesce`: a run of images merged into its lowest.
+
+mod describe;
+
+use std::path::PathBuf;
+
+use coalesce_worker::{Coalesce, Ending, MergeOptions, Request};
+use vhd_core::{Image, Lock, ReadOnly};
+
+use super::Format;
+use crate::cli::{Context, Status};
+use crate::error::CommandError;
+use describe::{Merged, Planned};
+
+/// Merge an image, and all down to an ancestor, into that ancestor in one pass
+///
+/// If NODE has children in its folder they become children of the ancestor. If it has none, the ancestor's file takes
+/// NODE's name, size and hidden state. Merged files are deleted. Refused where an image of the run has another child.
+/// Every leaf reads as before, whatever the moment of a crash, and the same command can be given again.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vhd-tool coalesce leaf.vhd --dry-run
+  vhd-tool coalesce leaf.vhd --into base.vhd")]
+pub(crate) struct Args {
+    /// The newest image to merge
+    node: PathBuf,
+    /// The image to merge into; the parent of NODE if not given
+    #[arg(long, value_name = "ANCESTOR")]
+    into: Option<PathBuf>,
+    /// Only merge: relink, rename and delete nothing
+    #[arg(long)]
+    keep: bool,
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Threads that move data; 0 stands for as many as there are cores
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    #[command(flatten)]
+    format: Format,
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError> {
+    let request =
+        Request { node: args.node.clone(), into: args.into.clone(), keep: args.keep, options: context.chain_options() };
+    let coalesce = Coalesce::prepare(&request)?;
+    let notes = visible_volumes(&coalesce)?;
+    let planned = Planned::of(&coalesce, notes)?;
+    let output = context.output(args.format.json);
+    if args.dry_run {
+        output.data(&planned, |out| planned.print(out))?;
+        return Ok(Status::Done);
+    }
+    for note in &planned.notes {
+        context.note(note);
+    }
+    let progress = context.progress("coalesce", Some(coalesce.plan().data));
+    let former_target = coalesce.target().to_path_buf();
+    let options = MergeOptions { threads: args.threads, progress: &|done| progress.set(done) };
+    let outcome = coalesce.execute(&options)?;
+    progress.finish();
+
+    let merged = Merged::of(&outcome, &former_target, planned.notes);
+    output.outcome(&merged, |out| merged.print(out))?;
+    Ok(Status::Done)
+}
+
+/// Tells of volumes that somebody may know by their name, and that do not stay what they are.
+fn visible_volumes(coalesce: &Coalesce) -> Result<Vec<String>, CommandError> {
+    let is_visible = |path| {
+        Image::<ReadOnly>::open(path, Lock::None).map(|image| !image.footer().hidden()).map_err(CommandError::from)
+    };
+    let mut notes = Vec::new();
+    // The node itself is what the merge was asked for.
+    for path in coalesce.sources().skip(1) {
+        if *coalesce.ending() != Ending::Keep && is_visible(path)? {
+            notes.push(format!("{} is no hidden base but a volume, and is deleted", path.display()));
+        }
+    }
+    let target = coalesce.target();
+    // A raw disk cannot tell, and is no volume of its own.
+    if let Ok(true) = is_visible(target) {
+        notes.push(format!("{} is no hidden base but a volume, and its content changes", target.display()));
+    }
+    Ok(notes)
+}

@@ -1,0 +1,18 @@
+//! The program as its users meet it: a file of tests for each subcommand.
+
+mod check;
+mod clone;
+mod coalesce;
+mod compare;
+mod convert;
+mod create;
+mod help;
+mod info;
+mod life_cycle;
+mod map;
+mod options;
+mod program;
+mod read;
+mod snapshot;
+mod tree;
+mod write;
