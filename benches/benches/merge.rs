@@ -1,5 +1,7 @@
 //! Merging runs: from opening the images until all is durable.
 
+use std::time::Duration;
+
 use benches::{Shape, copy_sparse};
 use coalesce_worker::{Coalesce, MergeOptions, Request};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -36,5 +38,9 @@ fn merge(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, merge);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().without_plots().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(2));
+    targets = merge
+}
 criterion_main!(benches);

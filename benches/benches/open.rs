@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 use std::path::Path;
+use std::time::Duration;
 
 use benches::{Shape, create_base, create_child, resident};
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -56,5 +57,9 @@ fn scan(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, open, scan);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().without_plots().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(2));
+    targets = open, scan
+}
 criterion_main!(benches);

@@ -1,6 +1,7 @@
 //! Reading chains of several depths.
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use benches::{PAGE, Random, layered, pages_with_data};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -49,5 +50,9 @@ fn read(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, read);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().without_plots().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(2));
+    targets = read
+}
 criterion_main!(benches);

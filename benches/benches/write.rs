@@ -1,5 +1,7 @@
 //! Random writes into a volume.
 
+use std::time::Duration;
+
 use benches::{PAGE, Random, create_base, scattered, write_random};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use vhd_core::{BlockIndex, BlockSize, ByteCount, ChainOptions, Sector, SectorRange, Volume};
@@ -51,5 +53,9 @@ fn write(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, write);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().without_plots().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(2));
+    targets = write
+}
 criterion_main!(benches);

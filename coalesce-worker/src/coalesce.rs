@@ -247,8 +247,8 @@ impl Coalesce {
     }
 
     /// The images that are merged, newest first.
-    pub fn sources(&self) -> impl Iterator<Item = &Path> {
-        self.sources.iter().map(Layer::path)
+    pub fn sources(&self) -> &[Layer] {
+        &self.sources
     }
 
     /// The image that they are merged into.
@@ -297,7 +297,7 @@ impl Coalesce {
         if self.ending != Ending::Keep {
             self.target.cut(self.sources[0].size())?;
         }
-        let paths: Vec<PathBuf> = self.sources().map(Path::to_path_buf).collect();
+        let paths: Vec<PathBuf> = self.sources.iter().map(|layer| layer.path().into()).collect();
         let mut outcome = Outcome { target: self.target().into(), moved, relinked: Vec::new(), deleted: Vec::new() };
         // What is deleted, or put aside by the rename, may be locked again.
         self.locks.clear();

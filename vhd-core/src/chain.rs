@@ -4,10 +4,10 @@ mod cache;
 mod open;
 mod volume;
 
-pub use open::{ChainError, ChainOptions, MAX_CHAIN_DEPTH, ParentIdentity, UnfinishedResize};
+pub use open::{ChainError, ChainOptions, MAX_CHAIN_DEPTH, ParentIdentity, ParentRefusal, UnfinishedResize};
 pub use volume::Volume;
 
-use crate::image::{Layer, ReadError};
+use crate::image::{Image, Layer, ReadError};
 use crate::resolve::{Extents, Source};
 use crate::units::{ByteCount, FileOffset, Sector, SectorCount, SectorRange};
 
@@ -69,12 +69,14 @@ impl ChainExtent {
 }
 
 impl Chain {
-    /// Stacks layers that have been opened by other means. The last one is no differencing image.
+    /// Stacks layers that have been opened by other means.
     ///
     /// # Panics
-    /// If there is no layer.
+    /// If there is no layer, or more than 65535, or if the last one needs a parent.
     pub fn from_layers(layers: Vec<Layer>) -> Self {
-        assert!(!layers.is_empty(), "a chain has a layer");
+        assert!((1..=cache::MOST_LAYERS).contains(&layers.len()), "a chain has a layer, and not too many");
+        let needs_parent = layers.last().and_then(Layer::as_vhd).is_some_and(Image::is_differencing);
+        assert!(!needs_parent, "a chain ends in an image without a parent");
         let cache = Cache::new(&layers);
         Self { layers, cache }
     }
@@ -114,17 +116,15 @@ impl Chain {
     pub fn read(&self, range: SectorRange, buf: &mut [u8]) -> Result<(), ReadError> {
         assert_eq!(buf.len() as u64, range.count().bytes().0, "the buffer is as long as the range");
         for region in range.split_at_multiples(self.cache.region()) {
-            let extents = self.cache.resolve(&self.layers, region.start)?;
-            let first = extents.partition_point(|extent| extent.sectors.end <= region.start);
-            for extent in extents[first..].iter().take_while(|extent| extent.sectors.start < region.end) {
-                let extent = extent.within(region);
+            self.cache.for_each(&self.layers, region, |extent| {
                 let from = (extent.sectors.start - range.start).bytes().0 as usize;
                 let part = &mut buf[from..from + extent.sectors.count().bytes().0 as usize];
                 match extent.source {
                     ChainSource::Zero => part.fill(0),
                     ChainSource::Data { layer, at } => self.layers[layer].container().read_at(part, at)?,
                 }
-            }
+                Ok(())
+            })?;
         }
         Ok(())
     }
@@ -168,20 +168,18 @@ pub fn resolve_layers(layers: &[Layer], range: SectorRange) -> Result<Vec<ChainE
     let mut extents = Extents::default();
     for (index, layer) in layers.iter().enumerate() {
         let mut missing = Vec::new();
-        for range in open {
-            extents.clear();
-            layer.resolve(range, &mut extents)?;
-            for extent in extents.as_slice() {
-                let source = match extent.source {
-                    Source::Data(at) => ChainSource::Data { layer: index, at },
-                    Source::Zero => ChainSource::Zero,
-                    Source::Parent => {
-                        missing.push(extent.sectors);
-                        continue;
-                    }
-                };
-                found.push(ChainExtent { sectors: extent.sectors, source });
-            }
+        extents.clear();
+        layer.resolve_all(&open, &mut extents)?;
+        for extent in extents.as_slice() {
+            let source = match extent.source {
+                Source::Data(at) => ChainSource::Data { layer: index, at },
+                Source::Zero => ChainSource::Zero,
+                Source::Parent => {
+                    missing.push(extent.sectors);
+                    continue;
+                }
+            };
+            found.push(ChainExtent { sectors: extent.sectors, source });
         }
         open = missing;
         if open.is_empty() {

@@ -12,9 +12,9 @@ use crate::batmap::{Batmap, BatmapState};
 use crate::block_size::BlockPlace;
 use crate::footer::{DiskType, Footer};
 use crate::header::Header;
-use crate::resolve::{Extents, Source};
+use crate::resolve::{BlockBits, Extents, Source, resolve_block};
 use crate::storage::{Container, StorageError};
-use crate::units::{BlockIndex, ByteCount, FileOffset, Sector, SectorCount, SectorRange};
+use crate::units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, SectorRange};
 
 pub(crate) use tables::Tables;
 
@@ -166,19 +166,35 @@ impl Image<ReadOnly> {
     /// # Errors
     /// A range beyond the disk, a BAT entry that cannot be, a failed read.
     pub fn resolve(&self, range: SectorRange, extents: &mut Extents) -> Result<(), ReadError> {
-        self.check_range(range)?;
+        self.resolve_all(&[range], extents)
+    }
+
+    /// As [`resolve`](Self::resolve), for ranges in the order of the disk; each bitmap is read once.
+    fn resolve_all(&self, ranges: &[SectorRange], extents: &mut Extents) -> Result<(), ReadError> {
+        let Some(last) = ranges.last() else { return Ok(()) };
+        self.check_range(*last)?;
         let Some(tables) = &self.tables else {
-            extents.push(range, Source::Data(FileOffset(range.start.byte_offset())));
+            ranges.iter().for_each(|&range| extents.push(range, Source::Data(FileOffset(range.start.byte_offset()))));
             return Ok(());
         };
         let block_size = tables.header.block_size();
-        for piece in range.split_at_multiples(block_size.sectors()) {
-            let block = block_size.block_of(piece.start);
-            let place = block.map(|block| self.published_place(tables, block)).transpose()?.flatten();
-            match place {
-                Some(place) => tables.resolve_on_disk(&self.container, piece, place, self.absent(), extents)?,
-                None => extents.push(piece, self.absent()),
-            }
+        let mut read: Option<(BlockIndex, BlockBits<'_>)> = None;
+        for piece in ranges.iter().flat_map(|range| range.split_at_multiples(block_size.sectors())) {
+            let Some(block) = block_size.block_of(piece.start) else { continue };
+            let Some(place) = self.published_place(tables, block)? else {
+                extents.push(piece, self.absent());
+                continue;
+            };
+            let bits = match read.take() {
+                Some((same, bits)) if same == block => bits,
+                _ => {
+                    let end = block_size.sectors_of(block).end.min(last.end);
+                    tables.read_bits(&self.container, SectorRange::between(piece.start, end), place)?
+                }
+            };
+            let start = block_size.sectors_of(block).start;
+            resolve_block(piece, start, place.data, &bits, self.absent(), extents);
+            read = Some((block, bits));
         }
         Ok(())
     }
@@ -209,13 +225,17 @@ pub struct RawDisk {
 }
 
 impl RawDisk {
-    /// Takes a store as a disk.
+    /// Takes a store as a disk, for reading. Where it ends within a sector, that sector is filled up with zeros.
+    ///
+    /// # Errors
+    /// A store whose length cannot be told.
     pub fn open(container: Container) -> Result<Self, StorageError> {
         let size = container.len()?;
-        Ok(Self { container, size })
+        let container = if size.0.is_multiple_of(SECTOR_SIZE) { container } else { container.padded() };
+        Ok(Self { size: container.len()?, container })
     }
 
-    /// Its size; the guest sees its whole sectors.
+    /// Its size, in whole sectors.
     pub fn size(&self) -> ByteCount {
         self.size
     }
@@ -263,15 +283,25 @@ impl Layer {
 
     /// Finds where the content of `range` is; beyond the end of this layer's disk it is zero.
     pub fn resolve(&self, range: SectorRange, extents: &mut Extents) -> Result<(), ReadError> {
-        let end = Sector(self.sectors().0).min(range.end).max(range.start);
-        let inside = SectorRange::between(range.start, end);
-        if !inside.is_empty() {
-            match self {
-                Self::Vhd(image) => image.resolve(inside, extents)?,
-                Self::Raw(_) => extents.push(inside, Source::Data(FileOffset(inside.start.byte_offset()))),
+        self.resolve_all(&[range], extents)
+    }
+
+    /// As [`resolve`](Self::resolve), for ranges in the order of the disk.
+    pub(crate) fn resolve_all(&self, ranges: &[SectorRange], extents: &mut Extents) -> Result<(), ReadError> {
+        let end = Sector(self.sectors().0);
+        let inside = |range: &SectorRange| SectorRange::between(range.start, range.end.min(end));
+        let inside: Vec<_> = ranges.iter().map(inside).filter(|range| !range.is_empty()).collect();
+        match self {
+            Self::Vhd(image) => image.resolve_all(&inside, extents)?,
+            Self::Raw(_) => {
+                inside
+                    .iter()
+                    .for_each(|&range| extents.push(range, Source::Data(FileOffset(range.start.byte_offset()))));
             }
         }
-        extents.push(SectorRange::between(end, range.end), Source::Zero);
+        for range in ranges {
+            extents.push(SectorRange::between(range.start.max(end), range.end), Source::Zero);
+        }
         Ok(())
     }
 }

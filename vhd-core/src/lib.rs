@@ -41,8 +41,8 @@ mod write;
 pub use batmap::{Batmap, KeyHash};
 pub use block_size::{BlockPlace, BlockSize};
 pub use chain::{
-    Chain, ChainError, ChainExtent, ChainOptions, ChainSource, MAX_CHAIN_DEPTH, ParentIdentity, UnfinishedResize,
-    Volume, resolve_layers,
+    Chain, ChainError, ChainExtent, ChainOptions, ChainSource, MAX_CHAIN_DEPTH, ParentIdentity, ParentRefusal,
+    UnfinishedResize, Volume, resolve_layers,
 };
 pub use create::{CreateError, NewImage, NewKind, create, create_file};
 pub use folder::{DamagedFile, Folder, FolderError, Node, NodeId, ParentName};

@@ -1,5 +1,7 @@
 //! Where the content of a range of sectors is found: pure, from tables to extents.
 
+use std::borrow::Cow;
+
 use crate::bitmap::Bitmap;
 use crate::units::{ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorRange};
 
@@ -66,7 +68,7 @@ impl Extents {
 
 /// The bits of a block's bitmap from `first_bit` on.
 pub(crate) struct BlockBits<'a> {
-    pub(crate) bits: &'a Bitmap,
+    pub(crate) bits: Cow<'a, Bitmap>,
     pub(crate) first_bit: u32,
 }
 
@@ -100,7 +102,7 @@ mod tests {
         bits.set(8..9);
         let mut extents = Extents::default();
         let piece = SectorRange::between(Sector(4096 + 4), Sector(4096 + 12));
-        let present = BlockBits { bits: &bits, first_bit: 0 };
+        let present = BlockBits { bits: Cow::Borrowed(&bits), first_bit: 0 };
         resolve_block(piece, Sector(4096), FileOffset(8192), &present, Source::Parent, &mut extents);
         let found: Vec<_> =
             extents.as_slice().iter().map(|e| (e.sectors.start.0 - 4096, e.sectors.end.0 - 4096, e.source)).collect();

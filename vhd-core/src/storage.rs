@@ -2,6 +2,7 @@
 
 mod file;
 mod memory;
+mod padded;
 
 pub use file::{FileStorage, Lock};
 pub use memory::MemoryStorage;
@@ -113,6 +114,11 @@ impl Container {
     /// The store itself.
     pub fn storage(&self) -> &dyn Storage {
         &*self.storage
+    }
+
+    /// The same for reading, filled up with zeros to a whole sector.
+    pub(crate) fn padded(&self) -> Self {
+        Self { storage: Arc::new(padded::Padded(self.storage.clone())), path: self.path.clone() }
     }
 
     fn named<T>(

@@ -10,7 +10,9 @@
 mod allocate;
 mod flush;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -127,7 +129,7 @@ impl Image<ReadWrite> {
             match self.known(tables, &mut shard, block)? {
                 None => extents.push(piece, self.absent()),
                 Some(state) => {
-                    let present = BlockBits { bits: &state.bitmap, first_bit: 0 };
+                    let present = BlockBits { bits: Cow::Borrowed(&state.bitmap), first_bit: 0 };
                     let start = block_size.sectors_of(block).start;
                     resolve_block(piece, start, state.place.data, &present, self.absent(), extents);
                 }
@@ -220,7 +222,7 @@ impl Image<ReadWrite> {
         if let Some(state) = self.known(tables, &mut shard, block)? {
             return Ok(state.place.data + within);
         }
-        let place = self.guarded(|| self.allocate(tables, block))?;
+        let place = self.guarded(|| self.allocate(tables, &[block]))?[0];
         self.insert_new(&mut shard, block_size, block, place);
         Ok(place.data + within)
     }
@@ -234,12 +236,15 @@ impl Image<ReadWrite> {
     pub fn reserve(&self, blocks: &[BlockIndex]) -> Result<(), WriteError> {
         self.check_not_failed()?;
         let Some(tables) = &self.tables else { return Ok(()) };
+        let mut missing = Vec::new();
         for &block in blocks {
-            let mut shard = self.mode.shard(block);
-            if self.known(tables, &mut shard, block)?.is_none() {
-                let place = self.guarded(|| self.allocate(tables, block))?;
-                self.insert_new(&mut shard, tables.header.block_size(), block, place);
+            if self.known(tables, &mut self.mode.shard(block), block)?.is_none() {
+                missing.push(block);
             }
+        }
+        let places = self.guarded(|| self.allocate(tables, &missing))?;
+        for (block, place) in missing.into_iter().zip(places) {
+            self.insert_new(&mut self.mode.shard(block), tables.header.block_size(), block, place);
         }
         Ok(())
     }
@@ -252,8 +257,11 @@ impl Image<ReadWrite> {
         place: BlockPlace,
     ) {
         let bitmap = Bitmap::clear(block_size.sectors().0 as u32);
-        shard.insert(block, BlockState { place, bitmap, present: 0, dirty: true, unpublished: true });
-        self.mode.states.fetch_add(1, Ordering::Relaxed);
+        // Somebody may have allocated the block while its place was reserved; that place is then left empty.
+        if let Entry::Vacant(vacant) = shard.entry(block) {
+            vacant.insert(BlockState { place, bitmap, present: 0, dirty: true, unpublished: true });
+            self.mode.states.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Makes sectors that lie in one block, and whose data has been written, part of the disk.
@@ -288,7 +296,6 @@ impl Image<ReadWrite> {
         shard: &'a mut HashMap<BlockIndex, BlockState>,
         block: BlockIndex,
     ) -> Result<Option<&'a mut BlockState>, ReadError> {
-        use std::collections::hash_map::Entry;
         match shard.entry(block) {
             Entry::Occupied(state) => Ok(Some(state.into_mut())),
             Entry::Vacant(vacant) => {

@@ -1,13 +1,12 @@
 //! Disks that are only read: VHD chains, and raw files where a command takes them.
 
-use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use vhd_core::{
     ByteCount, Chain, ChainError, ChainExtent, ChainOptions, ChainSource, Container, FileOffset, FileStorage,
-    FooterError, Layer, Lock, OpenError, RawDisk, ReadError, SECTOR_SIZE, Sector, SectorCount, SectorRange, Storage,
+    FooterError, Layer, Lock, OpenError, RawDisk, ReadError, SECTOR_SIZE, Sector, SectorCount, SectorRange,
     StorageError,
 };
 
@@ -38,85 +37,70 @@ pub(crate) fn open_raw(path: &Path) -> Result<RawDisk, StorageError> {
         offset: FileOffset(0),
         source,
     })?;
-    RawDisk::open(Container::new(path, Arc::new(Padded(file))))
-}
-
-/// A file that reads as if it were filled up with zeros to a whole sector.
-#[derive(Debug)]
-struct Padded(FileStorage);
-
-impl Storage for Padded {
-    fn len(&self) -> io::Result<ByteCount> {
-        Ok(ByteCount(self.0.len()?.0.next_multiple_of(SECTOR_SIZE)))
-    }
-
-    fn read_at(&self, buf: &mut [u8], at: FileOffset) -> io::Result<()> {
-        let (end, padded) = (self.0.len()?.0, self.len()?.0);
-        let wanted = at.0 + buf.len() as u64;
-        if wanted <= end || wanted > padded {
-            return self.0.read_at(buf, at);
-        }
-        let (inside, padding) = buf.split_at_mut(end.saturating_sub(at.0) as usize);
-        padding.fill(0);
-        self.0.read_at(inside, at)
-    }
-
-    fn write_at(&self, _: &[u8], _: FileOffset) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn set_len(&self, _: ByteCount) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn next_data(&self, from: FileOffset) -> io::Result<Option<Range<FileOffset>>> {
-        self.0.next_data(from)
-    }
+    RawDisk::open(Container::new(path, Arc::new(file)))
 }
 
 /// Lists the ranges of a disk that may hold anything but zeros, in order, as far as tables and holes tell.
 pub(crate) fn data_ranges(chain: &Chain) -> impl Iterator<Item = Result<SectorRange, ReadError>> + '_ {
     let disk = SectorRange::new(Sector(0), chain.sectors());
-    let found = chain.extents(disk).flat_map(move |extent| {
-        let (extent, error) = match extent {
-            Ok(extent) => (Some(extent), None),
-            Err(error) => (None, Some(Err(error))),
-        };
-        extent.into_iter().flat_map(|extent| data_of(chain, extent)).chain(error)
+    let mut holes = Holes { known: vec![FileOffset(0)..FileOffset(0); chain.layers().len()] };
+    let found = chain.extents(disk).flat_map(move |extent| match extent {
+        Ok(extent) => holes.data_of(chain, extent),
+        Err(error) => vec![Err(error)],
     });
     joined(found)
 }
 
-/// Lists the parts of an extent that its file does not hold as holes.
-fn data_of(chain: &Chain, extent: ChainExtent) -> impl Iterator<Item = Result<SectorRange, ReadError>> + '_ {
-    let SectorRange { start, end } = extent.sectors;
-    let mut next = start;
-    std::iter::from_fn(move || {
-        let ChainSource::Data { layer, at } = extent.source else { return None };
-        if next >= end {
-            return None;
-        }
-        let from = at + (next - start).bytes();
-        let data = match chain.layers()[layer].container().next_data(from) {
-            Ok(data) => data,
-            Err(error) => {
-                next = end;
-                return Some(Err(error.into()));
-            }
-        };
-        // Holes start and end anywhere; a sector that is partly data is data.
-        let found = data.map_or(SectorRange::between(end, end), |data| {
-            let first = start + (data.start.max(from) - at).whole_sectors();
+/// What the files have told of their holes: for each layer the data that was found last.
+struct Holes {
+    known: Vec<Range<FileOffset>>,
+}
+
+impl Holes {
+    /// Lists the parts of an extent that its file does not hold as holes.
+    fn data_of(&mut self, chain: &Chain, extent: ChainExtent) -> Vec<Result<SectorRange, ReadError>> {
+        let ChainSource::Data { layer, at } = extent.source else { return Vec::new() };
+        let SectorRange { start, end } = extent.sectors;
+        let mut found = Vec::new();
+        let mut next = start;
+        while next < end {
+            let data = match self.next_data(chain, layer, at + (next - start).bytes()) {
+                Ok(data) => data,
+                Err(error) => {
+                    found.push(Err(error.into()));
+                    break;
+                }
+            };
+            // Holes start and end anywhere; a sector that is partly data is data.
+            let Some(data) = data else { break };
+            let first = start + ByteCount(data.start.0.saturating_sub(at.0)).whole_sectors();
             let last = Sector(start.0 + (data.end - at).0.div_ceil(SECTOR_SIZE));
-            SectorRange::between(first.min(end), last.min(end))
-        });
-        next = found.end;
-        (!found.is_empty()).then_some(Ok(found))
-    })
+            let part = SectorRange::between(first.max(next).min(end), last.min(end));
+            next = part.end;
+            if !part.is_empty() {
+                found.push(Ok(part));
+            }
+        }
+        found
+    }
+
+    /// Finds the data at or after `from`. A file is asked only about what its last answer did not cover: on some file
+    /// systems an answer costs as much as the data that it covers is long.
+    fn next_data(
+        &mut self,
+        chain: &Chain,
+        layer: usize,
+        from: FileOffset,
+    ) -> Result<Option<Range<FileOffset>>, StorageError> {
+        let known = &mut self.known[layer];
+        if !known.contains(&from) {
+            match chain.layers()[layer].container().next_data(from)? {
+                Some(data) => *known = data,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(known.clone()))
+    }
 }
 
 /// Joins neighbours.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::Chain;
+use super::cache::MOST_LAYERS;
 use crate::gate::{self, Admitted, FileIdentity, Gate, GateError, ParentPlaces};
 use crate::image::{Image, Layer, OpenError, RawDisk, ReadOnly};
 use crate::new_file::folder_of;
@@ -173,8 +174,9 @@ impl ChainOptions {
             if !seen.insert(identity) {
                 return Err(ChainError::Cycle { child: child(), parent: layer.path().into() });
             }
-            if seen.len() > self.max_depth {
-                return Err(ChainError::TooDeep { top: path.into(), limit: self.max_depth });
+            let limit = self.max_depth.min(MOST_LAYERS);
+            if seen.len() > limit {
+                return Err(ChainError::TooDeep { top: path.into(), limit });
             }
             parent = match &layer {
                 Layer::Vhd(image) => self.find_parent(image, folder_of(image.path()), &gate)?,

@@ -1,5 +1,6 @@
 //! The tables of a dynamic or differencing image, and what can lie where in its file.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,9 +11,9 @@ use crate::bitmap::{Bitmap, WORD_BITS};
 use crate::block_size::BlockPlace;
 use crate::footer::FOOTER_SIZE;
 use crate::header::{HEADER_SIZE, Header};
-use crate::resolve::{BlockBits, Extents, Source, resolve_block};
+use crate::resolve::BlockBits;
 use crate::storage::{Container, StorageError};
-use crate::units::{ByteCount, FileOffset, Sector, SectorRange};
+use crate::units::{ByteCount, FileOffset, SectorRange};
 
 /// A part of the file that holds no blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,24 +110,19 @@ impl Tables {
         Ok(Bitmap::from_bytes(&bytes))
     }
 
-    /// Resolves `piece`, which lies in the one block at `place`, reading only the bits it needs.
-    pub(crate) fn resolve_on_disk(
+    /// Reads the bits of `sectors`, which lie in the one block at `place`.
+    pub(crate) fn read_bits(
         &self,
         container: &Container,
-        piece: SectorRange,
+        sectors: SectorRange,
         place: BlockPlace,
-        absent: Source,
-        extents: &mut Extents,
-    ) -> Result<(), StorageError> {
-        let block_sectors = self.header.block_size().sectors().0;
-        let block_start = Sector(piece.start.0 / block_sectors * block_sectors);
+    ) -> Result<BlockBits<'static>, StorageError> {
         let word = u64::from(WORD_BITS);
-        let first_bit = (piece.start - block_start).0 / word * word;
-        let end_bit = (piece.end - block_start).0.next_multiple_of(word);
+        let first_in_block = sectors.start.0 % self.header.block_size().sectors().0;
+        let first_bit = first_in_block / word * word;
+        let end_bit = (first_in_block + sectors.count().0).next_multiple_of(word);
         let mut bytes = vec![0; ((end_bit - first_bit) / 8) as usize];
         container.read_at(&mut bytes, place.bitmap + ByteCount(first_bit / 8))?;
-        let bits = BlockBits { bits: &Bitmap::from_bytes(&bytes), first_bit: first_bit as u32 };
-        resolve_block(piece, block_start, place.data, &bits, absent, extents);
-        Ok(())
+        Ok(BlockBits { bits: Cow::Owned(Bitmap::from_bytes(&bytes)), first_bit: first_bit as u32 })
     }
 }

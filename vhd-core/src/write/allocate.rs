@@ -66,20 +66,28 @@ fn place_after(end: FileOffset, size: BlockSize) -> BlockPlace {
 }
 
 impl Image<ReadWrite> {
-    /// Takes the next place at the end of the file.
+    /// Takes the next places at the end of the file.
     ///
-    /// The file grows to the block's end and 512 bytes more, all of it a hole: the footer that stood at the end is not
+    /// The file grows to the last block's end and 512 bytes more, all of it a hole: the footer that stood at the end is not
     /// touched, so cutting the file brings it back, and the guest never decides what the last 512 bytes of the file are.
     /// Meanwhile the copy of the footer at the start speaks for the image.
-    pub(super) fn allocate(&self, tables: &Tables, block: BlockIndex) -> Result<BlockPlace, WriteError> {
+    pub(super) fn allocate(&self, tables: &Tables, blocks: &[BlockIndex]) -> Result<Vec<BlockPlace>, WriteError> {
         let size = tables.header.block_size();
         let mut tail = locked(&self.mode.tail);
-        let place = place_after(tail.end, size);
-        if place.to_entry().is_none() {
-            return Err(WriteError::FileFull { path: self.path().into(), block, place: place.bitmap });
+        let mut end = tail.end;
+        let mut places = Vec::with_capacity(blocks.len());
+        for &block in blocks {
+            let place = place_after(end, size);
+            if place.to_entry().is_none() {
+                return Err(WriteError::FileFull { path: self.path().into(), block, place: place.bitmap });
+            }
+            end = place.data + size.bytes();
+            places.push(place);
         }
-        self.extend(&mut tail, place.data + size.bytes())?;
-        Ok(place)
+        if end > tail.end {
+            self.extend(&mut tail, end)?;
+        }
+        Ok(places)
     }
 
     /// Takes `length` bytes at the end of the file, on a 4 KiB boundary, for something other than blocks.

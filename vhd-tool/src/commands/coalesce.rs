@@ -5,7 +5,7 @@ mod describe;
 use std::path::PathBuf;
 
 use coalesce_worker::{Coalesce, Ending, MergeOptions, Request};
-use vhd_core::{Image, Lock, ReadOnly};
+use vhd_core::{Image, Layer, Lock, ReadOnly};
 
 use super::Format;
 use crate::cli::{Context, Status};
@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
     let request =
         Request { node: args.node.clone(), into: args.into.clone(), keep: args.keep, options: context.chain_options() };
     let coalesce = Coalesce::prepare(&request)?;
-    let notes = visible_volumes(&coalesce)?;
+    let notes = visible_volumes(&coalesce);
     let planned = Planned::of(&coalesce, notes)?;
     let output = context.output(args.format.json);
     if args.dry_run {
@@ -67,21 +67,21 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
 }
 
 /// Tells of volumes that somebody may know by their name, and that do not stay what they are.
-fn visible_volumes(coalesce: &Coalesce) -> Result<Vec<String>, CommandError> {
-    let is_visible = |path| {
-        Image::<ReadOnly>::open(path, Lock::None).map(|image| !image.footer().hidden()).map_err(CommandError::from)
-    };
+fn visible_volumes(coalesce: &Coalesce) -> Vec<String> {
+    let is_visible = |image: &Image<ReadOnly>| !image.footer().hidden();
     let mut notes = Vec::new();
     // The node itself is what the merge was asked for.
-    for path in coalesce.sources().skip(1) {
-        if *coalesce.ending() != Ending::Keep && is_visible(path)? {
-            notes.push(format!("{} is no hidden base but a volume, and is deleted", path.display()));
+    for image in coalesce.sources().iter().skip(1).filter_map(Layer::as_vhd) {
+        if *coalesce.ending() != Ending::Keep && is_visible(image) {
+            notes.push(format!("{} is no hidden base but a volume, and is deleted", image.path().display()));
         }
     }
     let target = coalesce.target();
     // A raw disk cannot tell, and is no volume of its own.
-    if let Ok(true) = is_visible(target) {
+    if let Ok(image) = Image::open(target, Lock::None)
+        && is_visible(&image)
+    {
         notes.push(format!("{} is no hidden base but a volume, and its content changes", target.display()));
     }
-    Ok(notes)
+    notes
 }

@@ -97,7 +97,6 @@ fn kind(args: &Args) -> Result<NewKind, CommandError> {
 fn child(args: &Args, parent: &Path, size: Option<ByteCount>, context: &Context) -> Result<NewImage, CommandError> {
     // The whole chain is opened: a child of what cannot be read is of no use.
     let chain = if args.parent_raw {
-        warn_of_odd_end(parent, context)?;
         Chain::from_layers(vec![Layer::Raw(disk::open_raw(parent)?)])
     } else {
         Chain::open(parent, &context.chain_options())?
@@ -125,17 +124,6 @@ fn child(args: &Args, parent: &Path, size: Option<ByteCount>, context: &Context)
     }
     let parent = ParentLink::new(folder, parent, unique_id)?;
     Ok(NewImage::new(size, NewKind::Differencing { block_size, parent }))
-}
-
-/// Layers are read in whole sectors, so the rest of a raw parent is not seen through its child.
-fn warn_of_odd_end(parent: &Path, context: &Context) -> Result<(), CommandError> {
-    let len = std::fs::metadata(parent).map_err(Refusal::io(parent, "read its length"))?.len();
-    let rest = len % SECTOR_SIZE;
-    if rest > 0 {
-        let parent = parent.display();
-        context.note(&format!("the last {rest} bytes of {parent} are no whole sector and read as zeros in the child"));
-    }
-    Ok(())
 }
 
 fn warn_of_other_folder(folder: &Path, args: &Args, parent: &Path, context: &Context) {

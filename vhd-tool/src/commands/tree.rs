@@ -89,7 +89,7 @@ fn images(folder: &Folder) -> Vec<Image> {
     let mut push = |open: &mut Vec<_>, parent, depth| {
         open.extend(children.remove(&parent).unwrap_or_default().into_iter().rev().map(|id| (id, depth)));
     };
-    push(&mut open, None, 0);
+    push(&mut open, None, 1);
     while let Some((id, depth)) = open.pop() {
         listed.push(describe(folder, id, depth));
         push(&mut open, Some(id), depth + 1);
@@ -132,7 +132,8 @@ fn print(forest: &Forest, out: &mut dyn Write) -> io::Result<()> {
         return writeln!(out, "no images");
     }
     let name = |file: &str| PathBuf::from(file).file_name().map_or(file.into(), |name| name.display().to_string());
-    let width = forest.images.iter().map(|image| 2 * image.depth + name(&image.file).chars().count()).max();
+    let width =
+        forest.images.iter().map(|image| 2 * image.depth.saturating_sub(1) + name(&image.file).chars().count()).max();
     let width = width.unwrap_or(0);
     if width > 0 {
         writeln!(out, "{:<width$} {:>10} {:>10}  depth  type", "image", "size", "on disk")?;
@@ -140,7 +141,7 @@ fn print(forest: &Forest, out: &mut dyn Write) -> io::Result<()> {
     for image in &forest.images {
         let Image { file, kind, size, own_size, hidden, depth, absent_parent, parent, .. } = image;
         let (size, own_size) = (Human(ByteCount(*size)), Human(ByteCount(*own_size)));
-        let name = format!("{:indent$}{}", "", name(file), indent = 2 * depth);
+        let name = format!("{:indent$}{}", "", name(file), indent = 2 * depth.saturating_sub(1));
         let hidden = if *hidden { ", hidden" } else { "" };
         write!(out, "{name:<width$} {size:>10} {own_size:>10}  {depth:>5}  {kind}{hidden}")?;
         match absent_parent {

@@ -67,7 +67,7 @@ fn text(path: &Path) -> String {
 impl Planned {
     pub(super) fn of(coalesce: &Coalesce, notes: Vec<String>) -> Result<Self, CoalesceError> {
         let plan = coalesce.plan();
-        let sources: Vec<String> = coalesce.sources().map(text).collect();
+        let sources: Vec<String> = coalesce.sources().iter().map(|layer| text(layer.path())).collect();
         let target = text(coalesce.target());
         let none = Then { relink: Vec::new(), rename: None, delete: Vec::new() };
         let then = match coalesce.ending() {
