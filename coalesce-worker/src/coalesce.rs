@@ -292,7 +292,14 @@ impl Coalesce {
             return Err(CoalesceError::NoSpace { path, needed, free });
         }
         self.target.grow(self.sources[0].size(), self.beneath)?;
-        let moved = merge(&self.plan, &self.sources, &self.target, options)?;
+        let moved = match merge(&self.plan, &self.sources, &self.target, options) {
+            Ok(moved) => moved,
+            Err(error) => {
+                // What has been written does no harm; the target gets its footer back. The first error is the one to tell.
+                let _ = self.target.close();
+                return Err(error.into());
+            }
+        };
 
         if self.ending != Ending::Keep {
             self.target.cut(self.sources[0].size())?;

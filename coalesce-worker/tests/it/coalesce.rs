@@ -1,0 +1,273 @@
+//! Single merges: endings, sizes, refusals.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use coalesce_worker::{Coalesce, CoalesceError, Ending, MergeOptions, Outcome, Request};
+use testkit::repository::{Repository, Start};
+use testkit::{golden, guest_sha256, pattern, scratch};
+use vhd_core::{
+    BlockSize, ByteCount, Chain, ChainOptions, Existing, Folder, Image, Lock, NewImage, NewKind, ParentLink, Sector,
+    SectorCount, SectorRange, Volume, create_file,
+};
+
+fn request(node: &Path, into: Option<&Path>) -> Request {
+    Request { node: node.into(), into: into.map(Path::to_path_buf), keep: false, options: ChainOptions::default() }
+}
+
+fn execute(request: &Request) -> Result<Outcome, CoalesceError> {
+    Coalesce::prepare(request)?.execute(&MergeOptions { threads: 2, progress: &|_| {} })
+}
+
+fn hash(path: &Path) -> String {
+    guest_sha256(&Chain::open(path, &ChainOptions::default()).unwrap()).unwrap()
+}
+
+fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files.into_iter().map(|path| (path.clone(), fs::read(&path).unwrap())).collect()
+}
+
+fn write(repository: &mut Repository, volume: &Path, start: u64, count: u64, tag: u16) {
+    let range = SectorRange::new(Sector(start), SectorCount(count));
+    repository.change(volume, |open, content| {
+        let data = pattern::fill(range, tag);
+        open.write(range, &data).unwrap();
+        content[start as usize * 512..][..data.len()].copy_from_slice(&data);
+    });
+}
+
+/// The images of a volume, top first.
+fn layers(volume: &Path) -> Vec<PathBuf> {
+    let chain = Chain::open(volume, &ChainOptions::default()).unwrap();
+    chain.layers().iter().map(|layer| layer.path().to_path_buf()).collect()
+}
+
+/// Base of 600 sectors, then a node of 100, then a leaf of 400: between 100 and 400 the leaf reads zeros, not the base.
+#[test]
+fn a_smaller_node_in_the_middle_hides_what_lies_below() {
+    let block = |size| BlockSize::new(size).unwrap();
+    for start in [Start::Dynamic(block(4096)), Start::Dynamic(block(65536)), Start::Fixed, Start::OnRaw(block(8192))] {
+        let mut repository = Repository::default();
+        repository.create(start, 600);
+        let volume = repository.volumes().remove(0);
+        write(&mut repository, &volume, 0, 600, 1);
+        for (round, sectors) in [(2, 100), (3, 400)] {
+            repository.snapshot(&volume);
+            let twin = repository.volumes().into_iter().find(|path| *path != volume).unwrap();
+            repository.delete(&twin);
+            repository.resize(&volume, sectors);
+            write(&mut repository, &volume, 3 * u64::from(round), 20, round);
+        }
+        repository.verify();
+        let chain = layers(&volume);
+        let base = if matches!(start, Start::OnRaw(_)) { &chain[chain.len() - 2] } else { &chain[chain.len() - 1] };
+        let planned = Coalesce::prepare(&request(&volume, Some(base))).unwrap();
+        assert!(planned.plan().zeros.0 > 0, "{start:?}");
+        drop(planned);
+        execute(&request(&volume, Some(base))).unwrap();
+        repository.verify();
+        assert_eq!(layers(&volume).len(), chain.len() - 2);
+    }
+}
+
+#[test]
+fn a_smaller_target_grows_first() {
+    let mut repository = Repository::default();
+    repository.create(Start::Dynamic(BlockSize::new(4096).unwrap()), 100);
+    let volume = repository.volumes().remove(0);
+    write(&mut repository, &volume, 0, 100, 1);
+    repository.snapshot(&volume);
+    let twin = repository.volumes().into_iter().find(|path| *path != volume).unwrap();
+    repository.delete(&twin);
+    repository.resize(&volume, 50_000);
+    write(&mut repository, &volume, 49_000, 1000, 2);
+    let outcome = execute(&request(&volume, None)).unwrap();
+    assert_eq!(outcome.target, volume.canonicalize().unwrap());
+    repository.verify();
+    assert_eq!(layers(&volume).len(), 1);
+}
+
+#[test]
+fn a_raw_base_takes_the_data_and_the_children() {
+    let folder = golden::unpack(&["on-raw.vhd", "raw-parent.img"]);
+    let path = |name: &str| folder.path().join(name);
+    let before = hash(&path("on-raw.vhd"));
+    let taking_its_name = execute(&request(&path("on-raw.vhd"), None)).unwrap_err();
+    assert!(matches!(taking_its_name, CoalesceError::RawTarget { .. }), "{taking_its_name}");
+
+    let unique_id = Image::open(&path("on-raw.vhd"), Lock::None).unwrap().footer().unique_id();
+    let parent = ParentLink::new(folder.path(), &path("on-raw.vhd"), unique_id).unwrap();
+    let kind = NewKind::Differencing { block_size: BlockSize::DEFAULT, parent };
+    create_file(&path("leaf.vhd"), &NewImage::new(ByteCount(5_000_192), kind), Existing::Keep).unwrap();
+    let outcome = execute(&request(&path("on-raw.vhd"), None)).unwrap();
+    assert_eq!(outcome.relinked.len(), 1);
+    assert_eq!(hash(&path("leaf.vhd")), before);
+    assert_eq!(layers(&path("leaf.vhd"))[1], path("raw-parent.img").canonicalize().unwrap());
+    assert_eq!(testkit::sha256(&fs::read(path("raw-parent.img")).unwrap()), before, "the raw disk is the content");
+}
+
+#[test]
+fn the_newest_version_of_a_sector_wins() {
+    let folder = golden::unpack(&["base.vhd", "mid.vhd", "leaf.vhd"]);
+    let path = |name: &str| folder.path().join(name);
+    let before = hash(&path("leaf.vhd"));
+    execute(&request(&path("leaf.vhd"), Some(&path("base.vhd")))).unwrap();
+    assert_eq!(hash(&path("leaf.vhd")), before);
+    assert_eq!(contents(folder.path()).len(), 1);
+    assert_eq!(testkit::peers::qemu_sha256(&path("leaf.vhd")), before, "qemu reads the merged image");
+    assert_eq!(testkit::peers::vhdi_sha256(&[&path("leaf.vhd")]), before, "libvhdi reads the merged image");
+}
+
+#[test]
+fn what_would_harm_somebody_is_refused_and_nothing_is_changed() {
+    let folder = golden::unpack(&["base.vhd", "mid.vhd", "leaf.vhd", "sibling.vhd"]);
+    let path = |name: &str| folder.path().join(name);
+    let before = contents(folder.path());
+    let refused = |node: &str, into: Option<&str>| {
+        let into = into.map(path);
+        let error = execute(&request(&path(node), into.as_deref())).unwrap_err();
+        assert!(contents(folder.path()) == before, "{error}");
+        error
+    };
+    for into in [None, Some("base.vhd")] {
+        let error = refused("leaf.vhd", into);
+        assert!(matches!(&error, CoalesceError::OtherChild { child, .. } if child.ends_with("sibling.vhd")), "{error}");
+    }
+    assert!(matches!(refused("base.vhd", None), CoalesceError::NoParent { .. }));
+    assert!(matches!(refused("mid.vhd", Some("leaf.vhd")), CoalesceError::NotAnAncestor { .. }));
+    for busy in ["base.vhd", "mid.vhd", "leaf.vhd"] {
+        let user = Image::open_writable(&path(busy)).unwrap();
+        let error = refused("mid.vhd", None);
+        assert!(format!("{error}: {:?}", std::error::Error::source(&error)).contains(busy), "{error}");
+        drop(user);
+    }
+}
+
+#[test]
+fn a_damaged_child_still_counts_as_a_child() {
+    let folder = golden::unpack(&["base.vhd", "mid.vhd", "leaf.vhd", "sibling.vhd"]);
+    let path = |name: &str| folder.path().join(name);
+    let mut broken = fs::read(path("sibling.vhd")).unwrap();
+    let end = broken.len() - 512;
+    broken[..512].fill(0);
+    broken[end..].fill(0);
+    fs::write(path("sibling.vhd"), broken).unwrap();
+    let error = execute(&request(&path("leaf.vhd"), None)).unwrap_err();
+    assert!(matches!(&error, CoalesceError::OtherChild { child, .. } if child.ends_with("sibling.vhd")), "{error}");
+}
+
+/// A child that is content-wise the target's already, as after a crash when some children had been relinked.
+#[test]
+fn a_run_that_has_been_merged_already_is_only_finished() {
+    let folder = golden::unpack(&["base.vhd", "mid.vhd", "leaf.vhd", "sibling.vhd"]);
+    let path = |name: &str| folder.path().join(name);
+    let before = ["leaf.vhd", "sibling.vhd"].map(|name| hash(&path(name)));
+    let keep = Request { keep: true, ..request(&path("mid.vhd"), None) };
+    execute(&keep).unwrap();
+    let unique_id = Image::open(&path("base.vhd"), Lock::None).unwrap().footer().unique_id();
+    let mut leaf = Image::open_writable(&path("leaf.vhd")).unwrap();
+    leaf.relink(&ParentLink::new(folder.path(), &path("base.vhd"), unique_id).unwrap()).unwrap();
+    leaf.close().unwrap();
+
+    let outcome = execute(&request(&path("mid.vhd"), None)).unwrap();
+    assert_eq!(outcome.relinked, [path("sibling.vhd").canonicalize().unwrap()]);
+    assert!(!path("mid.vhd").exists());
+    assert_eq!(["leaf.vhd", "sibling.vhd"].map(|name| hash(&path(name))), before);
+    assert_eq!(Folder::scan(folder.path()).unwrap().nodes().count(), 3);
+}
+
+/// A visible volume that holds nothing looks as if it had been merged; it must not be deleted for that.
+#[test]
+fn an_empty_volume_beside_others_is_not_merged_away() {
+    let folder = golden::unpack(&["base.vhd"]);
+    let path = |name: &str| folder.path().join(name);
+    vhd_core::snapshot(&path("base.vhd"), &path("snap.vhd"), &ChainOptions::default()).unwrap();
+    let error = execute(&request(&path("snap.vhd"), None)).unwrap_err();
+    assert!(matches!(error, CoalesceError::OtherChild { .. }), "{error}");
+    assert!(path("snap.vhd").exists());
+}
+
+struct SmallDisk {
+    folder: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    fn new(size: &str) -> Self {
+        let folder = scratch::folder();
+        let options = format!("size={size}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(folder.path()).status();
+        assert!(mounted.is_ok_and(|status| status.success()), "mounting a file system needs root");
+        Self { folder }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(self.folder.path()).status();
+        assert!(unmounted.is_ok_and(|status| status.success()));
+    }
+}
+
+fn fill(path: &Path, blocks: std::ops::Range<u64>, tag: u16) {
+    let volume = Volume::open(path, &ChainOptions::default()).unwrap();
+    for block in blocks {
+        let range = SectorRange::new(Sector(block * 4096), SectorCount(4096));
+        volume.write(range, &pattern::fill(range, tag)).unwrap();
+    }
+    volume.close().unwrap();
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_the_shortfall() {
+    let disk = SmallDisk::new("20m");
+    let path = |name: &str| disk.folder.path().join(name);
+    let kind = NewKind::Dynamic { block_size: BlockSize::DEFAULT };
+    create_file(&path("v.vhd"), &NewImage::new(ByteCount(64 << 20), kind), Existing::Keep).unwrap();
+    fill(&path("v.vhd"), 0..2, 1);
+    vhd_core::snapshot(&path("v.vhd"), &path("s.vhd"), &ChainOptions::default()).unwrap();
+    fs::remove_file(path("s.vhd")).unwrap();
+    fill(&path("v.vhd"), 3..7, 2);
+    let before = contents(disk.folder.path());
+    let error = execute(&request(&path("v.vhd"), None)).unwrap_err();
+    let CoalesceError::NoSpace { needed, free, .. } = &error else { panic!("{error}") };
+    assert!(needed.0 > 8 << 20 && free < needed, "{error}");
+    assert!(contents(disk.folder.path()) == before);
+}
+
+/// Much goes into holes of blocks that are there already, which the plan cannot know: space runs out on the way. The
+/// target has its footer at the end all the same.
+#[test]
+fn a_disk_that_fills_up_in_mid_merge_loses_nothing() {
+    let disk = SmallDisk::new("20m");
+    let path = |name: &str| disk.folder.path().join(name);
+    let kind = NewKind::Dynamic { block_size: BlockSize::DEFAULT };
+    create_file(&path("v.vhd"), &NewImage::new(ByteCount(64 << 20), kind), Existing::Keep).unwrap();
+    let volume = Volume::open(&path("v.vhd"), &ChainOptions::default()).unwrap();
+    for block in 0..8 {
+        volume.write(SectorRange::new(Sector(block * 4096), SectorCount(8)), &[1; 4096]).unwrap();
+    }
+    volume.close().unwrap();
+    vhd_core::snapshot(&path("v.vhd"), &path("s.vhd"), &ChainOptions::default()).unwrap();
+    fs::remove_file(path("s.vhd")).unwrap();
+    fill(&path("v.vhd"), 0..6, 2);
+    fill(&path("v.vhd"), 9..10, 2);
+    let (before, layers_before) = (hash(&path("v.vhd")), layers(&path("v.vhd")));
+    let error = execute(&request(&path("v.vhd"), None)).unwrap_err();
+    assert!(matches!(error, CoalesceError::Merge(_)), "{error}");
+    assert_eq!(hash(&path("v.vhd")), before);
+    assert_eq!(layers(&path("v.vhd")), layers_before);
+    for path in &layers_before {
+        let report = vhd_core::check::file(path).unwrap();
+        assert!(report.worst() < Some(vhd_core::check::Severity::Warning), "{:?}", report.findings());
+    }
+
+    let remount = ["-o", "remount,size=60m"];
+    assert!(Command::new("mount").args(remount).arg(disk.folder.path()).status().unwrap().success());
+    let prepared = Coalesce::prepare(&request(&path("v.vhd"), None)).unwrap();
+    assert_eq!(prepared.ending(), &Ending::TakeName);
+    prepared.execute(&MergeOptions { threads: 0, progress: &|_| {} }).unwrap();
+    assert_eq!(hash(&path("v.vhd")), before);
+}
