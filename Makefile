@@ -9,8 +9,8 @@ demo: ## builds, coalesces a sample chain, verifies its content
 	testdata/demo
 
 test: setup ## every test, and a smoke run of every benchmark
-	cargo test --workspace --locked --all-targets
-	cargo test --workspace --locked --doc
+	set -o pipefail; { cargo test --workspace --locked --all-targets && cargo test --workspace --locked --doc; } 2>&1 | tee target/test.log
+	@awk '/^test result:/ { passed += $$4; failed += $$6 } END { print passed " passed, " failed " failed" }' target/test.log
 
 setup: $(PYTHON) ## peers that the tests compare with; as root, from the package registries
 	@missing=(); for tool in qemu-img qemu-io strace; do command -v $$tool >/dev/null || missing+=($$tool); done; \

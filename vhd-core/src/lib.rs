@@ -8,6 +8,28 @@
 //!                                    └──▶ Image<ReadWrite> ──▶ Volume  read, write, write_zeroes, flush, close
 //! ```
 //!
+//! ```
+//! use vhd_core::{ByteCount, Chain, ChainOptions, Existing, NewImage, NewKind, Sector, SectorCount, SectorRange, Volume};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let folder = tempfile::tempdir()?;
+//! let (disk, copy) = (folder.path().join("disk.vhd"), folder.path().join("copy.vhd"));
+//! let kind = NewKind::Dynamic { block_size: vhd_core::BlockSize::DEFAULT };
+//! vhd_core::create_file(&disk, &NewImage::new(ByteCount(64 << 20), kind), Existing::Keep)?;
+//!
+//! let first = SectorRange::new(Sector(0), SectorCount(1));
+//! let volume = Volume::open(&disk, &ChainOptions::default())?;
+//! volume.write(first, &[1; 512])?;
+//! volume.close()?;
+//! vhd_core::snapshot(&disk, &copy, &ChainOptions::default())?;
+//!
+//! let mut sector = [0; 512];
+//! Chain::open(&copy, &ChainOptions::default())?.read(first, &mut sector)?;
+//! assert_eq!(sector, [1; 512]);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Content is found by *resolving*: tables and a range of sectors give extents, each of which is data at a file offset,
 //! zeros, or the parent's affair. Reading, mapping and merging all start from extents.
 //!
