@@ -50,7 +50,7 @@ fn scan(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("scan");
     group.sample_size(10).bench_function("10000-files", |bencher| {
         bencher.iter(|| {
-            let folder = Folder::scan(folder.path()).expect("the folder is readable");
+            let folder = Folder::scan(folder.path(), vhd_core::Files::Images).expect("the folder is readable");
             assert_eq!(folder.nodes().count(), FILES);
         });
     });

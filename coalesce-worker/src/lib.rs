@@ -20,12 +20,15 @@
 //! Where some children had been relinked already, it finds that the target holds everything and does only the rest.
 
 mod coalesce;
+mod error;
 mod merge;
 mod merged;
 mod plan;
+mod run;
 mod target;
 
-pub use coalesce::{Coalesce, CoalesceError, Ending, Outcome, Request};
+pub use coalesce::{Coalesce, Ending, Outcome, Request};
+pub use error::CoalesceError;
 pub use merge::{MergeError, MergeOptions, Moved, merge};
-pub use plan::{Plan, Unit};
+pub use plan::{Plan, TargetTables, Unit};
 pub use target::Target;

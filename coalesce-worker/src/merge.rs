@@ -3,15 +3,15 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
-use vhd_core::{
-    ByteCount, ChainExtent, ChainSource, Layer, ReadError, SectorCount, SectorRange, WriteError, resolve_layers,
-};
+use vhd_core::{ByteCount, ChainExtent, ChainSource, Layer, ReadError, SectorCount, SectorRange, WriteError};
 
-use crate::plan::{Plan, Unit};
+use crate::plan::Plan;
 use crate::target::Target;
 
 /// The most that is read before it is written: what a core's cache holds.
 const CHUNK: SectorCount = SectorCount(1024);
+/// Units whose new blocks are reserved together: more would only fill memory with bitmaps.
+const WINDOW: usize = 8192;
 
 /// Why a merge stopped. What it wrote is in the target and does no harm; nothing else was changed.
 #[derive(Debug, thiserror::Error)]
@@ -62,38 +62,34 @@ struct Counters {
 /// Sectors are written that no chain reads from the target, since a source above it holds each; once this has returned,
 /// all of them are durable, and the sources are no longer needed by what reads through all of them.
 pub fn merge(plan: &Plan, sources: &[Layer], target: &Target, options: &MergeOptions<'_>) -> Result<Moved, MergeError> {
-    if let Some(block_size) = target.block_size() {
-        target.reserve(&plan.new_blocks(block_size))?;
-    }
     let counters = Counters::default();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
-    pool.install(|| {
-        plan.units().par_iter().try_for_each_init(
-            || vec![0; CHUNK.bytes().0 as usize],
-            |buffer, unit| move_unit(unit, sources, target, buffer, &counters, options),
-        )
-    })?;
-    target.flush()?;
+    for window in plan.units().chunks(WINDOW) {
+        let new_blocks: Vec<_> = window.iter().flat_map(|unit| &unit.new_blocks).copied().collect();
+        target.reserve(&new_blocks)?;
+        pool.install(|| {
+            window.par_iter().try_for_each_init(
+                || vec![0; CHUNK.bytes().0 as usize],
+                |buffer, unit| {
+                    let extents = plan.extents_of(unit, sources)?;
+                    move_extents(&extents, sources, target, buffer, &counters, options)
+                },
+            )
+        })?;
+    }
+    target.settle()?;
     let Counters { data, reads, writes } = counters;
     Ok(Moved { data: ByteCount(data.into_inner()), reads: reads.into_inner(), writes: writes.into_inner() })
 }
 
-fn move_unit(
-    unit: &Unit,
+fn move_extents(
+    extents: &[ChainExtent],
     sources: &[Layer],
     target: &Target,
     buffer: &mut [u8],
     counters: &Counters,
     options: &MergeOptions<'_>,
 ) -> Result<(), MergeError> {
-    let found;
-    let extents = match &unit.extents {
-        Some(extents) => &extents[..],
-        None => {
-            found = resolve_layers(sources, unit.sectors)?;
-            &found
-        }
-    };
     for run in extents.chunk_by(continues) {
         let sectors = SectorRange::between(run[0].sectors.start, run[run.len() - 1].sectors.end);
         if run[0].source == ChainSource::Zero {
@@ -103,9 +99,7 @@ fn move_unit(
         for piece in sectors.split_at_multiples(CHUNK) {
             let bytes = &mut buffer[..piece.count().bytes().0 as usize];
             let reads = read_run(run, piece, sources, bytes)?;
-            let at = target.place_for(piece)?;
-            target.container().write_at(bytes, at).map_err(WriteError::from)?;
-            target.mark_present(piece)?;
+            target.write(piece, bytes)?;
             counters.reads.fetch_add(reads, Ordering::Relaxed);
             counters.writes.fetch_add(1, Ordering::Relaxed);
             let moved = counters.data.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;

@@ -1,8 +1,11 @@
 //! Telling whether a run has been merged already, as after a crash between the merge and the end of the relinking.
 
-use vhd_core::{ChainSource, Extents, Layer, ReadError, SectorRange, Source, resolve_layers};
+use vhd_core::{ChainSource, Extents, Layer, ReadError, SectorCount, SectorRange, Source};
 
 use crate::plan::Plan;
+
+/// What is compared at once.
+const STEP: SectorCount = SectorCount(1024);
 
 /// Tells whether `target` holds by itself, bit for bit, everything that a merge of `sources` would put there.
 ///
@@ -15,13 +18,16 @@ pub(crate) fn is_merged(plan: &Plan, sources: &[Layer], target: &Layer) -> Resul
         return Ok(false);
     }
     for unit in plan.units() {
-        for extent in resolve_layers(sources, unit.sectors)? {
-            let mut expected = vec![0; extent.sectors.count().bytes().0 as usize];
-            if let ChainSource::Data { layer, at } = extent.source {
-                sources[layer].container().read_at(&mut expected, at)?;
-            }
-            if read_own(target, extent.sectors)? != Some(expected) {
-                return Ok(false);
+        for extent in plan.extents_of(unit, sources)?.iter() {
+            for piece in extent.sectors.split_at_multiples(STEP) {
+                let mut expected = vec![0; piece.count().bytes().0 as usize];
+                if let ChainSource::Data { layer, at } = extent.source {
+                    let at = at + (piece.start - extent.sectors.start).bytes();
+                    sources[layer].container().read_at(&mut expected, at)?;
+                }
+                if read_own(target, piece)? != Some(expected) {
+                    return Ok(false);
+                }
             }
         }
     }

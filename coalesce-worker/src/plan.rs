@@ -1,26 +1,29 @@
 //! What a merge will move: computed from the tables, before anything is changed.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 use vhd_core::{
-    BlockIndex, BlockSize, ByteCount, ChainExtent, ChainSource, FOOTER_SIZE, Image, Layer, ReadError, ReadWrite,
-    Sector, SectorCount, SectorRange, resolve_layers,
+    BlockIndex, BlockSize, ByteCount, ChainExtent, ChainSource, FOOTER_SIZE, Header, Image, Layer, ReadError,
+    ReadWrite, SECTOR_SIZE, Sector, SectorCount, SectorRange, resolve_layers,
 };
 
 /// Extents that a plan keeps; those of further units are found again when their turn comes.
 const KEPT_EXTENTS: usize = 1 << 20;
+/// The least that is planned and moved as one: 2 MiB.
+const SMALLEST_UNIT: SectorCount = SectorCount(4096);
 /// The smallest piece of a file that takes space of its own.
 const PAGE: u64 = 4096;
 
-/// A block of the target, or a stretch as long of a target without blocks, into which something moves.
+/// A stretch of the disk into which something moves: a block of the target, several small ones, or as much of a target
+/// without blocks.
 #[derive(Clone, Debug)]
 pub struct Unit {
     /// Its sectors, up to the end of the disk.
     pub sectors: SectorRange,
-    /// Whether the target has no block there yet.
-    pub is_new: bool,
+    /// The blocks that the target gains here, in order.
+    pub new_blocks: Vec<BlockIndex>,
     /// What moves, in the order of the disk; `None` where the plan grew too large to keep it.
     pub(crate) extents: Option<Box<[ChainExtent]>>,
 }
@@ -29,6 +32,7 @@ pub struct Unit {
 #[derive(Clone, Debug)]
 pub struct Plan {
     units: Vec<Unit>,
+    target_end: Sector,
     /// Sectors of data that move.
     pub data: ByteCount,
     /// Sectors that become zeros in the target, because a node above it ends before them.
@@ -52,61 +56,62 @@ impl Plan {
     /// A source whose tables cannot be read or cannot be true.
     pub fn new(sources: &[Layer], target: &TargetTables, size: ByteCount) -> Result<Self, ReadError> {
         let disk_end = Sector(size.whole_sectors().0);
-        let touched = touched_units(sources, target.unit, disk_end)?;
+        let touched = touched_units(sources, target, disk_end)?;
         let kept = AtomicUsize::new(0);
         let resolved: Vec<(Unit, Share)> = touched
             .into_par_iter()
             .map(|index| {
                 let start = Sector(index * target.unit.0);
                 let sectors = SectorRange::between(start, Sector(start.0 + target.unit.0).min(disk_end));
-                let extents = resolve_layers(sources, sectors)?;
-                let is_new = target.lacks(index);
-                let share = Share::of(&extents);
+                let extents = moving_extents(sources, sectors, target.end)?;
+                let (share, new_blocks) = Share::of(&extents, target);
                 let room = kept.fetch_add(extents.len(), Ordering::Relaxed) < KEPT_EXTENTS;
-                Ok((Unit { sectors, is_new, extents: room.then(|| extents.into()) }, share))
+                Ok((Unit { sectors, new_blocks, extents: room.then(|| extents.into()) }, share))
             })
             .collect::<Result<_, ReadError>>()?;
 
         let mut plan = Self {
             units: Vec::with_capacity(resolved.len()),
+            target_end: target.end,
             data: ByteCount(0),
             zeros: ByteCount(0),
             extents: 0,
             new_blocks: 0,
             space_needed: ByteCount(0),
-            tables_read: tables_read(sources, target, &resolved),
+            tables_read: ByteCount(0),
             tables_written: ByteCount(0),
         };
-        for (unit, share) in resolved {
-            if share.is_empty() {
-                continue;
-            }
+        let mut existing = 0;
+        for (unit, share) in resolved.into_iter().filter(|(_, share)| !share.is_empty()) {
             plan.data += share.data;
             plan.zeros += share.zeros;
             plan.extents += share.extents;
-            if unit.is_new {
-                plan.new_blocks += 1;
-                plan.space_needed += share.pages;
-            }
+            plan.new_blocks += unit.new_blocks.len() as u64;
+            plan.space_needed += share.pages_of_new_blocks;
+            existing += share.existing_blocks;
             plan.units.push(unit);
         }
-        plan.tables_written = tables_written(target, &plan.units);
+        plan.tables_read = tables_read(sources, target, existing);
+        plan.tables_written = tables_written(target, &plan.units, existing);
         plan.space_needed += if plan.new_blocks > 0 { plan.tables_written } else { ByteCount(0) };
         Ok(plan)
     }
 
-    /// What moves, block by block, in the order of the disk.
-    pub fn units(&self) -> &[Unit] {
-        &self.units
+    /// Gives what moves within a unit.
+    pub(crate) fn extents_of<'a>(
+        &self,
+        unit: &'a Unit,
+        sources: &[Layer],
+    ) -> Result<Cow<'a, [ChainExtent]>, ReadError> {
+        match &unit.extents {
+            Some(extents) => Ok(Cow::Borrowed(extents)),
+            None => Ok(Cow::Owned(moving_extents(sources, unit.sectors, self.target_end)?)),
+        }
     }
 
-    /// The blocks that the target gains, in order.
-    pub(crate) fn new_blocks(&self, block_size: BlockSize) -> Vec<BlockIndex> {
-        self.units
-            .iter()
-            .filter(|unit| unit.is_new)
-            .filter_map(|unit| block_size.block_of(unit.sectors.start))
-            .collect()
+    /// What moves, unit by unit, in the order of the disk.
+    pub fn units(&self) -> &[Unit] {
+        &self.units
     }
 
     /// All bytes that will be read.
@@ -120,14 +125,15 @@ impl Plan {
     }
 }
 
-/// What a plan needs to know of the target.
+/// What a plan needs to know of the target, as it is before it grows.
 #[derive(Debug)]
 pub struct TargetTables {
     unit: SectorCount,
+    /// The end of its disk: beyond it there is nothing that zeros would have to hide.
+    end: Sector,
     block_size: Option<BlockSize>,
-    allocated: BTreeSet<u32>,
+    allocated: Vec<BlockIndex>,
     has_batmap: bool,
-    is_dynamic: bool,
     table: ByteCount,
 }
 
@@ -137,32 +143,32 @@ impl TargetTables {
     /// # Errors
     /// A BAT that cannot be read or cannot be true.
     pub fn of_vhd(image: &Image<ReadWrite>) -> Result<Self, ReadError> {
-        let block_size = image.header().map(vhd_core::Header::block_size);
-        let allocated = image.allocated_blocks().map(|found| Ok(found?.0.0)).collect::<Result<_, ReadError>>()?;
+        let block_size = image.header().map(Header::block_size);
         Ok(Self {
-            unit: block_size.map_or(super::target::RAW_UNIT, BlockSize::sectors),
+            unit: block_size.map_or(SMALLEST_UNIT, |size| size.sectors().max(SMALLEST_UNIT)),
+            end: Sector(image.sectors().0),
             block_size,
-            allocated,
+            allocated: image.allocated_blocks().map(|found| Ok(found?.0)).collect::<Result<_, ReadError>>()?,
             has_batmap: image.batmap().is_some(),
-            is_dynamic: block_size.is_some(),
             table: ByteCount(u64::from(image.blocks()) * 4),
         })
     }
 
-    /// Describes a target without tables.
-    pub fn of_raw() -> Self {
-        Self {
-            unit: super::target::RAW_UNIT,
-            block_size: None,
-            allocated: BTreeSet::new(),
-            has_batmap: false,
-            is_dynamic: false,
-            table: ByteCount(0),
-        }
+    /// Describes a raw disk of `size` bytes.
+    pub fn of_raw(size: ByteCount) -> Self {
+        let end = Sector(size.0.div_ceil(SECTOR_SIZE));
+        let (block_size, table) = (None, ByteCount(0));
+        Self { unit: SMALLEST_UNIT, end, block_size, allocated: Vec::new(), has_batmap: false, table }
     }
 
-    fn lacks(&self, unit: u64) -> bool {
-        self.is_dynamic && u32::try_from(unit).is_ok_and(|block| !self.allocated.contains(&block))
+    /// Lists the blocks that a range of sectors lies in, and whether each is there already.
+    fn blocks_of(&self, sectors: SectorRange) -> impl Iterator<Item = (BlockIndex, bool)> + '_ {
+        let blocks = self.block_size.map(|size| {
+            let last = Sector(sectors.end.0 - 1);
+            size.block_of(sectors.start).zip(size.block_of(last)).map_or(0..0, |(first, last)| first.0..last.0 + 1)
+        });
+        let blocks = blocks.into_iter().flatten().map(BlockIndex);
+        blocks.map(|block| (block, self.allocated.binary_search(&block).is_ok()))
     }
 }
 
@@ -171,29 +177,44 @@ struct Share {
     data: ByteCount,
     zeros: ByteCount,
     extents: u64,
-    pages: ByteCount,
+    existing_blocks: u64,
+    pages_of_new_blocks: ByteCount,
 }
 
 impl Share {
-    fn of(extents: &[ChainExtent]) -> Self {
-        let mut share = Self { data: ByteCount(0), zeros: ByteCount(0), extents: 0, pages: ByteCount(0) };
-        let mut last_page = None;
+    /// Adds up extents, and lists the blocks that the target gains by them.
+    fn of(extents: &[ChainExtent], target: &TargetTables) -> (Self, Vec<BlockIndex>) {
+        let (data, zeros, pages) = (ByteCount(0), ByteCount(0), ByteCount(0));
+        let mut share = Self { data, zeros, extents: 0, existing_blocks: 0, pages_of_new_blocks: pages };
+        let mut new_blocks = Vec::new();
+        let (mut last_block, mut last_page) = (None, None);
         for extent in extents {
             let length = extent.sectors.count().bytes();
-            match extent.source {
-                ChainSource::Zero => share.zeros += length,
-                ChainSource::Data { .. } => {
-                    share.data += length;
-                    share.extents += 1;
-                    let first = extent.sectors.start.byte_offset() / PAGE;
-                    let end = extent.sectors.end.byte_offset().div_ceil(PAGE);
-                    let counted = u64::from(last_page == Some(first));
-                    share.pages += ByteCount((end - first - counted) * PAGE);
-                    last_page = Some(end - 1);
+            let ChainSource::Data { .. } = extent.source else {
+                share.zeros += length;
+                continue;
+            };
+            share.data += length;
+            share.extents += 1;
+            let mut all_new = target.block_size.is_some();
+            for (block, exists) in target.blocks_of(extent.sectors) {
+                all_new &= !exists;
+                let again = last_block.replace(block) == Some(block);
+                match (exists, again) {
+                    (true, false) => share.existing_blocks += 1,
+                    (false, false) => new_blocks.push(block),
+                    (_, true) => {}
                 }
             }
+            if all_new {
+                let first = extent.sectors.start.byte_offset() / PAGE;
+                let end = extent.sectors.end.byte_offset().div_ceil(PAGE);
+                let counted = u64::from(last_page == Some(first));
+                share.pages_of_new_blocks += ByteCount((end - first - counted) * PAGE);
+                last_page = Some(end - 1);
+            }
         }
-        share
+        (share, new_blocks)
     }
 
     fn is_empty(&self) -> bool {
@@ -201,26 +222,43 @@ impl Share {
     }
 }
 
-/// The units of the target into which any source has a block, in order.
-fn touched_units(sources: &[Layer], unit: SectorCount, end: Sector) -> Result<Vec<u64>, ReadError> {
-    let mut touched = Vec::new();
+/// Finds what moves: all that the sources hold, and their zeros as far as the target may hold anything else.
+fn moving_extents(sources: &[Layer], sectors: SectorRange, target_end: Sector) -> Result<Vec<ChainExtent>, ReadError> {
+    let mut extents = resolve_layers(sources, sectors)?;
+    extents.retain_mut(|extent| {
+        if extent.source == ChainSource::Zero {
+            extent.sectors.end = extent.sectors.end.min(target_end);
+        }
+        !extent.sectors.is_empty()
+    });
+    Ok(extents)
+}
+
+/// The units into which any source has a block, in order.
+fn touched_units(sources: &[Layer], target: &TargetTables, end: Sector) -> Result<Vec<u64>, ReadError> {
+    let unit = target.unit.0;
+    let mut touched: Vec<u64> = Vec::new();
     for image in sources.iter().filter_map(Layer::as_vhd) {
-        let Some(block_size) = image.header().map(vhd_core::Header::block_size) else { continue };
+        let Some(block_size) = image.header().map(Header::block_size) else { continue };
         for found in image.allocated_blocks() {
             let sectors = block_size.sectors_of(found?.0);
-            touched.extend(sectors.start.0 / unit.0..sectors.end.min(end).0.div_ceil(unit.0));
+            let units = sectors.start.0 / unit..sectors.end.min(end).0.div_ceil(unit);
+            // Neighbouring small blocks share a unit.
+            touched.extend(units.filter(|unit| touched.last() != Some(unit)).collect::<Vec<_>>());
         }
     }
     // Where a node ends before the disk does, it reads as zeros from there on, over whatever the target holds.
-    if let Some(shortest) = sources.iter().map(|layer| layer.sectors().0).min().filter(|&shortest| shortest < end.0) {
-        touched.extend(shortest / unit.0..end.0.div_ceil(unit.0));
+    let zeros_end = end.min(target.end);
+    let shortest = sources.iter().map(|layer| layer.sectors().0).min();
+    if let Some(shortest) = shortest.filter(|&shortest| shortest < zeros_end.0) {
+        touched.extend(shortest / unit..zeros_end.0.div_ceil(unit));
     }
     touched.sort_unstable();
     touched.dedup();
     Ok(touched)
 }
 
-fn tables_read(sources: &[Layer], target: &TargetTables, units: &[(Unit, Share)]) -> ByteCount {
+fn tables_read(sources: &[Layer], target: &TargetTables, existing_blocks: u64) -> ByteCount {
     let vhds = sources.iter().filter_map(Layer::as_vhd);
     let of_sources: u64 = vhds
         .filter_map(|image| {
@@ -229,17 +267,16 @@ fn tables_read(sources: &[Layer], target: &TargetTables, units: &[(Unit, Share)]
             Some(u64::from(image.blocks()) * 4 + blocks * block_size.sectors().0 / 8)
         })
         .sum();
-    let existing = units.iter().filter(|(unit, share)| !unit.is_new && !share.is_empty()).count() as u64;
     let bitmap = target.block_size.map_or(0, |size| size.bitmap_size().0);
-    ByteCount(of_sources + target.table.0 + existing * bitmap)
+    ByteCount(of_sources + target.table.0 + existing_blocks * bitmap)
 }
 
-fn tables_written(target: &TargetTables, units: &[Unit]) -> ByteCount {
+fn tables_written(target: &TargetTables, units: &[Unit], existing_blocks: u64) -> ByteCount {
     let Some(block_size) = target.block_size else { return ByteCount(0) };
-    let new: Vec<u64> =
-        units.iter().filter(|unit| unit.is_new).map(|unit| unit.sectors.start.0 / target.unit.0).collect();
+    let new: Vec<u32> = units.iter().flat_map(|unit| &unit.new_blocks).map(|block| block.0).collect();
     let sectors_of_bat = new.chunk_by(|a, b| a / 128 == b / 128).count() as u64;
     let footers = if new.is_empty() { 0 } else { 2 * FOOTER_SIZE.0 };
     let batmap = if target.has_batmap { 2 * FOOTER_SIZE.0 } else { 0 };
-    ByteCount(units.len() as u64 * block_size.bitmap_size().0 + sectors_of_bat * 512 + footers + batmap)
+    let bitmaps = (new.len() as u64 + existing_blocks) * block_size.bitmap_size().0;
+    ByteCount(bitmaps + sectors_of_bat * 512 + footers + batmap)
 }

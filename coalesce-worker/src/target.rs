@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use vhd_core::{
-    BlockIndex, BlockSize, ByteCount, Container, FileOffset, FileStorage, Image, MetadataError, OpenError, ReadWrite,
-    SectorCount, SectorRange, StorageError, WriteError,
+    BlockIndex, ByteCount, Container, FileOffset, FileStorage, Image, MetadataError, OpenError, ReadWrite, SectorRange,
+    StorageError, WriteError,
 };
 
 /// The image at the bottom of a run, open for writing and locked.
@@ -16,9 +16,6 @@ pub enum Target {
     /// A disk's bytes and nothing else.
     Raw(Container),
 }
-
-/// The unit of work where the target has no blocks.
-pub(crate) const RAW_UNIT: SectorCount = SectorCount(4096);
 
 impl Target {
     /// Opens a VHD for writing and locks it.
@@ -102,19 +99,6 @@ impl Target {
         }
     }
 
-    /// The size of its blocks; `None` where it has none, and every sector has its place already.
-    pub fn block_size(&self) -> Option<BlockSize> {
-        match self {
-            Self::Vhd(image) => Some(image.header()?.block_size()),
-            Self::Raw(_) => None,
-        }
-    }
-
-    /// The sectors of a unit of work: a block, or as much.
-    pub fn unit(&self) -> SectorCount {
-        self.block_size().map_or(RAW_UNIT, BlockSize::sectors)
-    }
-
     pub(crate) fn reserve(&self, blocks: &[BlockIndex]) -> Result<(), WriteError> {
         match self {
             Self::Vhd(image) => image.reserve(blocks),
@@ -122,19 +106,10 @@ impl Target {
         }
     }
 
-    /// As [`Image::place_for`].
-    pub(crate) fn place_for(&self, piece: SectorRange) -> Result<FileOffset, WriteError> {
+    pub(crate) fn write(&self, range: SectorRange, data: &[u8]) -> Result<(), WriteError> {
         match self {
-            Self::Vhd(image) => image.place_for(piece),
-            Self::Raw(_) => Ok(FileOffset(piece.start.byte_offset())),
-        }
-    }
-
-    /// As [`Image::mark_present`].
-    pub(crate) fn mark_present(&self, piece: SectorRange) -> Result<(), WriteError> {
-        match self {
-            Self::Vhd(image) => image.mark_present(piece),
-            Self::Raw(_) => Ok(()),
+            Self::Vhd(image) => image.write(range, data),
+            Self::Raw(container) => Ok(container.write_at(data, FileOffset(range.start.byte_offset()))?),
         }
     }
 
@@ -155,9 +130,10 @@ impl Target {
         }
     }
 
-    pub(crate) fn flush(&self) -> Result<(), WriteError> {
+    /// Makes everything durable, the batmap too.
+    pub(crate) fn settle(&self) -> Result<(), WriteError> {
         match self {
-            Self::Vhd(image) => image.flush(),
+            Self::Vhd(image) => image.settle(),
             Self::Raw(container) => Ok(container.sync()?),
         }
     }

@@ -73,7 +73,7 @@ impl Bat {
     /// Lists the allocated ones of the first `blocks` blocks, in order, with their entries.
     ///
     /// A table of a size that a real disk has is kept in memory, so that it is read once however often it is walked; of
-    /// a larger one each page is read and let go.
+    /// a larger one each page is read and let go, and holes are passed over (their entries, zeros, place no block).
     pub(crate) fn allocated<'a>(
         &'a self,
         container: &'a Container,
@@ -83,8 +83,10 @@ impl Bat {
         (0..blocks.div_ceil(PAGE_ENTRIES)).flat_map(move |index| {
             let first = index * PAGE_ENTRIES;
             let keep = self.entries <= KEPT_ENTRIES;
-            let loaded = if keep { self.page(container, index).map(drop) } else { Ok(()) };
-            let (entries, failed) = match loaded.and_then(|()| self.page_entries(container, index)) {
+            let loaded = if keep { self.page(container, index).map(|_| false) } else { self.is_hole(container, index) };
+            let entries =
+                loaded.and_then(|hole| if hole { Ok(Vec::new()) } else { self.page_entries(container, index) });
+            let (entries, failed) = match entries {
                 Ok(entries) => (entries, None),
                 Err(error) => (Vec::new(), Some(Err(error))),
             };
@@ -94,6 +96,13 @@ impl Bat {
             });
             in_use.chain(failed)
         })
+    }
+
+    /// Tells whether a page of a table that is too large to keep is a hole: in a sparse file, most of it can be.
+    fn is_hole(&self, container: &Container, index: u32) -> Result<bool, StorageError> {
+        let page = self.table + ByteCount(u64::from(index) * u64::from(PAGE_ENTRIES) * 4);
+        let end = page + ByteCount(u64::from(PAGE_ENTRIES) * 4);
+        Ok(container.next_data(page)?.is_none_or(|data| data.start >= end))
     }
 
     fn page_entries(&self, container: &Container, index: u32) -> Result<Vec<u32>, StorageError> {

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use uuid::Uuid;
@@ -13,7 +14,8 @@ use crate::footer::{DiskType, FOOTER_SIZE};
 use crate::gate;
 use crate::header::{HEADER_SIZE, Header};
 use crate::image::{Image, OpenError, ReadOnly};
-use crate::storage::{FileStorage, Lock, Storage};
+use crate::new_file::folder_of;
+use crate::storage::{Container, FileStorage, Lock};
 use crate::units::{ByteCount, FileOffset};
 
 /// A node of a [`Folder`].
@@ -59,7 +61,7 @@ pub struct FolderError {
     pub source: io::Error,
 }
 
-/// What a folder holds: every file named `*.vhd` that does not start with a dot, and the raw parents of those.
+/// What a folder holds: images, the raw parents of those, and damaged files.
 #[derive(Debug)]
 pub struct Folder {
     nodes: Vec<Node>,
@@ -74,22 +76,31 @@ pub struct DamagedFile {
     pub path: PathBuf,
     /// What is wrong.
     pub error: OpenError,
-    /// The unique id of its parent, where what is left of it still tells.
-    pub parent: Option<Uuid>,
+    /// Its parent, where what is left of it still tells.
+    pub parent: Option<ParentName>,
+}
+
+/// Which files of a folder to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Files {
+    /// Those named `*.vhd` that do not start with a dot: what a person would call the images.
+    Images,
+    /// All of them: nobody may be harmed for being called otherwise.
+    All,
 }
 
 impl Folder {
-    /// Reads footer and header of every image in a folder, in parallel. A damaged one is set apart and hinders nothing.
+    /// Reads footer and header of every image in a folder, in parallel. A damaged one is set apart and hinders nothing;
+    /// a file that is neither named like an image nor names a parent is none.
     ///
     /// # Errors
     /// A folder that cannot be listed.
-    pub fn scan(folder: &Path) -> Result<Self, FolderError> {
+    pub fn scan(folder: &Path, files: Files) -> Result<Self, FolderError> {
         let failed = |source| FolderError { path: folder.into(), source };
         let mut paths = Vec::new();
         for entry in fs::read_dir(folder).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            let hidden_name = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-            if !hidden_name && path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("vhd")) {
+            if files == Files::All || is_named_like_an_image(&path) {
                 paths.push(path);
             }
         }
@@ -100,7 +111,12 @@ impl Folder {
         for (node, path) in found {
             match node {
                 Ok(node) => nodes.push(node),
-                Err(error) => damaged.push(DamagedFile { parent: salvaged_parent(&path), path, error }),
+                Err(error) => {
+                    let parent = salvaged_parent(&path, &error);
+                    if parent.is_some() || is_named_like_an_image(&path) {
+                        damaged.push(DamagedFile { path, error, parent });
+                    }
+                }
             }
         }
         let parents = link(folder, &mut nodes);
@@ -128,15 +144,22 @@ impl Folder {
         self.parents[id.0]
     }
 
-    /// Every node that names this one as its parent, by unique id, or by path where this one is raw.
-    ///
-    /// Where two files have one unique id, both count as the parent: nothing that a child may need is overlooked.
+    /// The nodes whose parent is this one.
     pub fn children(&self, id: NodeId) -> impl Iterator<Item = NodeId> {
-        let unique_id = self.nodes[id.0].unique_id;
-        self.nodes().filter_map(move |(child, node)| {
-            let by_id = node.parent.as_ref().is_some_and(|parent| !unique_id.is_nil() && parent.unique_id == unique_id);
-            (by_id || self.parents[child.0] == Some(id)).then_some(child)
-        })
+        self.parents.iter().enumerate().filter(move |(_, parent)| **parent == Some(id)).map(|(child, _)| NodeId(child))
+    }
+
+    /// Lists the files that may need the image `unique_id` (nil for a raw disk) at `path`, which has no links in it:
+    /// every one, damaged ones too, that names it as its parent by id or by any of its paths.
+    pub fn dependants(&self, path: &Path, unique_id: Uuid) -> Vec<&Path> {
+        let names_it = |parent: &ParentName| {
+            (!unique_id.is_nil() && parent.unique_id == unique_id)
+                || parent.candidates.iter().any(|candidate| candidate.canonicalize().is_ok_and(|real| real == path))
+        };
+        let nodes = self.nodes.iter().map(|node| (&node.path, &node.parent));
+        let all = nodes.chain(self.damaged.iter().map(|file| (&file.path, &file.parent)));
+        let found = all.filter(|(_, parent)| parent.as_ref().is_some_and(names_it));
+        found.map(|(path, _)| path.as_path()).collect()
     }
 
     /// Files that are no readable images, and why.
@@ -149,12 +172,29 @@ fn own_size(path: &Path) -> ByteCount {
     ByteCount(fs::metadata(path).map_or(0, |metadata| metadata.blocks() * 512))
 }
 
-/// Looks for a header where nearly every writer puts it, whatever the state of the footers.
-fn salvaged_parent(path: &Path) -> Option<Uuid> {
+fn is_named_like_an_image(path: &Path) -> bool {
+    let dotted = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    !dotted && path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("vhd"))
+}
+
+/// Looks for a header where nearly every writer puts it, or where the footer says, whatever else is damaged: a relink
+/// that power failed in has lost its checksum and still tells who is needed.
+fn salvaged_parent(path: &Path, error: &OpenError) -> Option<ParentName> {
     let file = FileStorage::open(path, Lock::None).ok()?;
-    let mut bytes = [0; HEADER_SIZE.0 as usize];
-    file.read_at(&mut bytes, FileOffset(0) + FOOTER_SIZE).ok()?;
-    Some(Header::try_from(&bytes).ok()?.parent_unique_id()).filter(|id| !id.is_nil())
+    let container = Container::new(path, Arc::new(file));
+    let told = match error {
+        OpenError::Header { offset, .. } => *offset,
+        _ => FileOffset(0) + FOOTER_SIZE,
+    };
+    [told, FileOffset(0) + FOOTER_SIZE].into_iter().find_map(|at| {
+        let mut bytes = [0; HEADER_SIZE.0 as usize];
+        container.read_at(&mut bytes, at).ok()?;
+        let header = Header::salvage(&bytes)?;
+        let candidates = gate::candidates(&container, &header, folder_of(path)).ok()?;
+        let unique_id = header.parent_unique_id();
+        let names_one = !unique_id.is_nil() || !candidates.is_empty();
+        names_one.then_some(ParentName { unique_id, candidates })
+    })
 }
 
 fn read_node(path: &Path) -> Result<Node, OpenError> {
@@ -198,6 +238,8 @@ fn link(folder: &Path, nodes: &mut Vec<Node>) -> Vec<Option<NodeId>> {
         let parent = if name.unique_id.is_nil() {
             let found = name.candidates.iter().filter_map(|path| real(path));
             let found = found.into_iter().find(|path| path.is_file() && path.parent() == folder.as_deref());
+            // A file that is called raw and is none is no parent; the chain refuses it, too.
+            let found = found.filter(|path| !nodes.iter().any(|node| node.disk_type.is_some() && node.path == *path));
             found.map(|path| {
                 *raw.entry(path).or_insert_with_key(|path| {
                     nodes.push(raw_node(path));

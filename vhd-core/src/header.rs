@@ -109,6 +109,13 @@ impl Header {
         header
     }
 
+    /// Takes bytes that begin like a header, whatever else is wrong with them, for what they still say of the parent.
+    pub(crate) fn salvage(bytes: &[u8; HEADER_SIZE.0 as usize]) -> Option<Self> {
+        let raw = RawHeader::read_from_bytes(bytes).expect("the sizes are equal");
+        let block_size = BlockSize::new(raw.block_size.get()).unwrap_or(BlockSize::DEFAULT);
+        (raw.cookie == format::HEADER_COOKIE).then_some(Self { raw, block_size })
+    }
+
     fn seal(&mut self) {
         self.raw.checksum = format::checksum(self.raw.as_bytes(), self.raw.checksum).into();
     }

@@ -67,7 +67,7 @@ pub use chain::{
     UnfinishedResize, Volume, resolve_layers,
 };
 pub use create::{CreateError, NewImage, NewKind, create, create_file};
-pub use folder::{DamagedFile, Folder, FolderError, Node, NodeId, ParentName};
+pub use folder::{DamagedFile, Files, Folder, FolderError, Node, NodeId, ParentName};
 pub use footer::{DiskType, FOOTER_SIZE, Footer, FooterError, MAX_VIRTUAL_SIZE, Timestamp};
 pub use gate::{GateError, ParentPlaces};
 pub use geometry::Geometry;
@@ -78,7 +78,7 @@ pub use metadata::{LinkError, MetadataError, ParentLink};
 pub use new_file::{Existing, write_new_file};
 pub use overlap::Overlap;
 pub use resolve::{Extent, Extents, Source};
-pub use snapshot::{SnapshotError, Snapshotted, finish_interrupted, snapshot};
+pub use snapshot::{SnapshotError, Snapshotted, Unfinished, finish_interrupted, snapshot};
 pub use storage::{Container, FileStorage, Lock, MemoryStorage, Storage, StorageError};
 pub use units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, SectorRange};
 pub use uuid::Uuid;

@@ -96,6 +96,13 @@ impl LocatorEntry {
         })
     }
 
+    /// Where its room ends, or its text where that is longer; `None` for one that does not lie within the file.
+    pub(crate) fn end_within(&self, len: ByteCount) -> Option<FileOffset> {
+        let end_of = |length: ByteCount| self.offset.0.checked_add(length.0).filter(|&end| end <= len.0);
+        let text = end_of(self.length)?;
+        Some(FileOffset(end_of(self.space).unwrap_or(text).max(text)))
+    }
+
     pub(crate) fn to_raw(self) -> RawLocator {
         RawLocator {
             platform_code: self.code.to_bytes(),

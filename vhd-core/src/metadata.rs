@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use crate::bat::{self, Bat};
 use crate::batmap::{self, BATMAP_HEADER_SIZE, Batmap, BatmapState};
-use crate::footer::{DiskType, FOOTER_SIZE, MAX_VIRTUAL_SIZE, Timestamp};
+use crate::block_size::BlockPlace;
+use crate::footer::{DiskType, FOOTER_SIZE, Footer, MAX_VIRTUAL_SIZE, Timestamp};
 use crate::header::{LOCATOR_ENTRIES, ParentRecord};
 use crate::image::{Image, OpenError, Tables};
 use crate::locator::{self, LocatorEntry, PlatformCode};
@@ -125,14 +126,26 @@ impl Image<ReadWrite> {
     pub fn set_hidden(&mut self, hidden: bool) -> Result<(), MetadataError> {
         self.flush()?;
         if self.footer.hidden() != hidden {
-            self.footer.set_hidden(hidden);
-            self.rewrite_footers()?;
+            let mut footer = self.footer.clone();
+            footer.set_hidden(hidden);
+            self.commit(|image| image.rewrite_footers(footer))?;
         }
         Ok(())
     }
 
-    /// Writes the footer anew, at the end first and then at the start, each with a sync.
-    fn rewrite_footers(&mut self) -> Result<(), StorageError> {
+    /// Runs the steps of a change; after one that failed, what the file says is not certain, and no more is written.
+    fn commit<T>(&mut self, steps: impl FnOnce(&mut Self) -> Result<T, MetadataError>) -> Result<T, MetadataError> {
+        self.check_not_failed()?;
+        let result = steps(self);
+        if result.is_err() {
+            self.fail();
+        }
+        result
+    }
+
+    /// Writes another footer, at the end first and then at the start, each with a sync.
+    fn rewrite_footers(&mut self, footer: Footer) -> Result<(), MetadataError> {
+        self.footer = footer;
         let old = self.write_end_footer()?;
         self.container.sync()?;
         if self.tables.is_some() {
@@ -141,7 +154,7 @@ impl Image<ReadWrite> {
         if let Some(at) = old {
             self.container.write_at(&[0; FOOTER_SIZE.0 as usize], at)?;
         }
-        self.container.sync()
+        Ok(self.container.sync()?)
     }
 
     /// Makes the disk larger, or smaller without touching what lies beyond its new end. New sectors read as zeros.
@@ -154,14 +167,18 @@ impl Image<ReadWrite> {
     ///
     /// # Crash safety
     /// A larger BAT is complete and durable before the header's first sector points to it, and that, and zeros, before
-    /// the footer tells the new size. Of a fixed disk the new footer is durable before the old one is zeroed; if the
-    /// file had grown but the new footer was not yet durable, the file has no footer and needs one made (its data is
-    /// whole).
+    /// the footer tells the new size. Of a fixed disk the file grows by the write of the new footer, and the old one is
+    /// zeroed once that is durable; if power fails when the file is longer but the footer not yet written, the file has
+    /// none and needs one made (its data is whole).
     pub fn set_size(&mut self, size: ByteCount, parent_size: ByteCount) -> Result<(), MetadataError> {
         if size > MAX_VIRTUAL_SIZE || !size.0.is_multiple_of(SECTOR_SIZE) {
             return Err(MetadataError::Size { path: self.path().into(), size });
         }
         self.flush()?;
+        self.commit(|image| image.change_size(size, parent_size))
+    }
+
+    fn change_size(&mut self, size: ByteCount, parent_size: ByteCount) -> Result<(), MetadataError> {
         if let Some(tables) = &self.tables {
             let blocks = tables.header.block_size().blocks_for(size);
             let entries = u32::try_from(blocks).expect("2040 GiB in blocks of 4 KiB are fewer than 2^32");
@@ -178,10 +195,9 @@ impl Image<ReadWrite> {
         self.footer = old;
         self.zero_added(&leftovers?, Sector(parent_size.whole_sectors().0))?;
         if self.tables.is_none() && FileOffset(size.0) > self.tail_end() {
-            self.take_tail(FileOffset(size.0))?;
+            self.move_tail(FileOffset(size.0));
         }
-        self.footer = new;
-        Ok(self.rewrite_footers()?)
+        self.rewrite_footers(new)
     }
 
     /// What the file holds of sectors beyond the end of the disk: a disk that has shrunk leaves them.
@@ -303,6 +319,10 @@ impl Image<ReadWrite> {
             return Err(MetadataError::NoParent { path: self.path().into() });
         }
         self.flush()?;
+        self.commit(|image| image.write_link(parent))
+    }
+
+    fn write_link(&mut self, parent: &ParentLink) -> Result<(), MetadataError> {
         let tables = self.tables.as_ref().expect("a differencing image has a header");
         let old: Vec<LocatorEntry> = tables.header.locators().map(|(_, entry)| entry).collect();
         let texts: Vec<&Vec<u8>> = parent.locators.iter().map(|(_, text)| text).collect();
@@ -353,8 +373,10 @@ impl Image<ReadWrite> {
         let mut used: Vec<_> = used.collect();
         used.sort_unstable_by_key(|range| range.start);
         let mut first_block = self.tail_end();
-        for found in self.allocated_blocks() {
-            first_block = first_block.min(found.map_err(WriteError::from)?.1.bitmap);
+        // Also those beyond the end of a disk that has shrunk.
+        for found in tables.bat.allocated(&self.container, tables.bat.entries()) {
+            let place = BlockPlace::from_entry(found?.1, tables.header.block_size());
+            first_block = first_block.min(place.bitmap);
         }
         let mut at = 0;
         for range in &used {

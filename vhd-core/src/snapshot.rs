@@ -24,13 +24,13 @@ use uuid::Uuid;
 use crate::block_size::BlockSize;
 use crate::chain::{ChainError, ChainOptions};
 use crate::create::{CreateError, NewImage, NewKind, create_file};
-use crate::folder::{Folder, FolderError};
+use crate::folder::{Files, Folder, FolderError};
 use crate::footer::Timestamp;
 use crate::gate::FileIdentity;
 use crate::image::{Image, OpenError, ReadError};
 use crate::metadata::{LinkError, MetadataError, ParentLink};
 use crate::new_file::{Existing, folder_of, sync_folder};
-use crate::storage::StorageError;
+use crate::storage::{FileStorage, Lock, StorageError};
 use crate::write::ReadWrite;
 
 /// What a snapshot did to the volume.
@@ -166,10 +166,11 @@ fn base_path(folder: &Path, base_id: Uuid) -> PathBuf {
 /// The volume reads the same throughout. The snapshot is there whole or not at all; what a crash leaves half done,
 /// [`finish_interrupted`] completes or takes back.
 pub fn snapshot(volume: &Path, snapshot: &Path, options: &ChainOptions) -> Result<Snapshotted, SnapshotError> {
+    // Not the link that leads to it: its file is to get another name.
+    let volume = &volume.canonicalize().map_err(io_error(volume, "open it"))?;
     let folder = folder_of(volume);
-    finish_interrupted(folder)?;
-    let same_folder =
-        folder.canonicalize().ok().zip(folder_of(snapshot).canonicalize().ok()).is_some_and(|(a, b)| a == b);
+    refuse_unfinished(volume, finish_interrupted(folder)?)?;
+    let same_folder = folder_of(snapshot).canonicalize().is_ok_and(|other| other == folder);
     if !same_folder || snapshot.file_name().is_none() {
         return Err(SnapshotError::OtherFolder { volume: volume.into(), snapshot: snapshot.into() });
     }
@@ -185,6 +186,8 @@ pub fn snapshot(volume: &Path, snapshot: &Path, options: &ChainOptions) -> Resul
     if let Some(parent) = parent
         && image.allocated_blocks().next().transpose()?.is_none()
     {
+        // Nobody merges the parent away meanwhile.
+        let _held = FileStorage::open(&parent, Lock::Shared).map_err(io_error(&parent, "lock it against merging"))?;
         let unique_id = image.header().expect("it has a parent").parent_unique_id();
         let link = ParentLink::new(folder, &parent, unique_id)?;
         create_file(snapshot, &child_of(&image, link), Existing::Keep)?;
@@ -225,16 +228,19 @@ fn child_of(image: &Image<ReadWrite>, parent: ParentLink) -> NewImage {
 }
 
 fn refuse_children(folder: &Path, volume: &Path, image: &Image<ReadWrite>) -> Result<(), SnapshotError> {
-    let forest = Folder::scan(folder)?;
-    let unique_id = image.footer().unique_id();
-    if let Some(child) = forest.damaged().iter().find(|damaged| damaged.parent == Some(unique_id)) {
-        return Err(SnapshotError::HasChild { path: volume.into(), child: child.path.clone() });
+    let forest = Folder::scan(folder, Files::All)?;
+    match forest.dependants(volume, image.footer().unique_id()).first() {
+        Some(child) => Err(SnapshotError::HasChild { path: volume.into(), child: child.to_path_buf() }),
+        None => Ok(()),
     }
-    let mut names = forest.nodes().filter_map(|(_, node)| Some((node, node.parent.as_ref()?.unique_id)));
-    if let Some((child, _)) = names.find(|(_, parent)| *parent == unique_id) {
-        return Err(SnapshotError::HasChild { path: volume.into(), child: child.path.clone() });
+}
+
+/// Refuses a volume whose own interrupted snapshot could be neither finished nor taken back.
+fn refuse_unfinished(volume: &Path, unfinished: Vec<Unfinished>) -> Result<(), SnapshotError> {
+    match unfinished.into_iter().find(|unfinished| unfinished.volume.as_deref() == Some(volume)) {
+        Some(unfinished) => Err(unfinished.error),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn copy_owner(from: &Path, to: &Path) -> Result<(), SnapshotError> {
@@ -284,39 +290,71 @@ fn prepared_files(folder: &Path) -> Result<Vec<Prepared>, SnapshotError> {
     Ok(listed.map_err(io_error(folder, "list the folder"))?.into_iter().flatten().collect())
 }
 
+/// An interrupted snapshot that could be neither finished nor taken back. It hinders nobody but its volume.
+#[derive(Debug)]
+pub struct Unfinished {
+    /// The file that waits.
+    pub prepared: PathBuf,
+    /// The volume, where its file still waits to be replaced.
+    pub volume: Option<PathBuf>,
+    /// Why.
+    pub error: SnapshotError,
+}
+
 /// Completes or takes back every snapshot in `folder` whose process has died; those under way are left alone.
 ///
-/// Safe to call at any time, and again after a crash of its own.
+/// Safe to call at any time, and again after a crash of its own. Gives those with which it did not succeed.
 ///
 /// # Errors
-/// A file that cannot be read, renamed or removed.
-pub fn finish_interrupted(folder: &Path) -> Result<(), SnapshotError> {
+/// A folder that cannot be listed.
+pub fn finish_interrupted(folder: &Path) -> Result<Vec<Unfinished>, SnapshotError> {
     let prepared = prepared_files(folder)?;
-    for volume in prepared.iter().filter(|prepared| prepared.role == Role::Volume) {
-        let path = folder.join(&volume.name);
-        match Image::open_writable(&path) {
-            Ok(_locked) => take_back(folder, volume.base_id, &path)?,
-            Err(error) if is_locked(&error) => {}
-            Err(error) => return Err(error.into()),
+    let mut unfinished = Vec::new();
+    for found in &prepared {
+        let path = Prepared::path(folder, found.base_id, found.role, Path::new(&found.name));
+        let target = folder.join(&found.name);
+        let waits_for_volume = |other: &Prepared| other.role == Role::Volume && other.base_id == found.base_id;
+        let result = match found.role {
+            Role::Volume => take_back_if_dead(folder, found.base_id, &path, &target),
+            Role::Snapshot if prepared.iter().any(waits_for_volume) => Ok(()),
+            Role::Snapshot => show_if_dead(folder, found.base_id, &path, &target),
+        };
+        // Where the file is gone, its own process, or another like us, has come first.
+        if let Err(error) = result
+            && path.exists()
+        {
+            let volume = (found.role == Role::Volume).then_some(target);
+            unfinished.push(Unfinished { prepared: path, volume, error });
         }
     }
-    for snapshot in prepared.iter().filter(|prepared| prepared.role == Role::Snapshot) {
-        let waits_for_volume = |volume: &Prepared| volume.role == Role::Volume && volume.base_id == snapshot.base_id;
-        if prepared.iter().any(waits_for_volume) {
-            continue;
-        }
-        let target = folder.join(&snapshot.name);
-        match Image::open_writable(&base_path(folder, snapshot.base_id)) {
-            Ok(mut base) => {
-                base.set_hidden(true)?;
-                let path = Prepared::path(folder, snapshot.base_id, Role::Snapshot, &target);
-                show_snapshot(folder, &path, &target)?;
-            }
-            Err(error) if is_locked(&error) => {}
-            Err(error) => return Err(error.into()),
-        }
+    Ok(unfinished)
+}
+
+fn take_back_if_dead(folder: &Path, base_id: Uuid, prepared: &Path, volume: &Path) -> Result<(), SnapshotError> {
+    if !volume.exists() {
+        // Deleted since. Its data, if it had got its second name already, stays under that.
+        return take_back(folder, base_id, volume);
     }
-    Ok(())
+    let _locked = match Image::open_writable(volume) {
+        Ok(image) => image,
+        Err(error) if is_locked(&error) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    // Before the lock was ours, the process may have got on: then this is the new child, and nothing is to be taken back.
+    if prepared.exists() { take_back(folder, base_id, volume) } else { Ok(()) }
+}
+
+fn show_if_dead(folder: &Path, base_id: Uuid, prepared: &Path, snapshot: &Path) -> Result<(), SnapshotError> {
+    let mut base = match Image::open_writable(&base_path(folder, base_id)) {
+        Ok(base) => base,
+        Err(error) if is_locked(&error) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    if !prepared.exists() {
+        return Ok(());
+    }
+    base.set_hidden(true)?;
+    show_snapshot(folder, prepared, snapshot)
 }
 
 fn is_locked(error: &OpenError) -> bool {

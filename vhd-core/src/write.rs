@@ -135,6 +135,11 @@ impl Image<ReadWrite> {
                 }
             }
         }
+        if self.is_crowded(block_size)
+            && let Ok(_not_flushing) = self.mode.flushing.try_lock()
+        {
+            self.forget_clean_states();
+        }
         Ok(())
     }
 
@@ -201,9 +206,13 @@ impl Image<ReadWrite> {
         Ok(())
     }
 
+    pub(crate) fn fail(&self) {
+        self.mode.failed.store(true, Ordering::Release);
+    }
+
     /// Runs a step that leaves the image unusable for writing if it fails.
     fn guarded<T, E>(&self, step: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-        step().inspect_err(|_| self.mode.failed.store(true, Ordering::Release))
+        step().inspect_err(|_| self.fail())
     }
 
     /// Gives the place in the file for sectors that lie in one block, allocating the block where it is new.
@@ -281,12 +290,7 @@ impl Image<ReadWrite> {
             state.present += fresh;
             state.dirty |= fresh > 0;
         }
-        let most = STATE_MEMORY.0 / (block_size.sectors().0 / 8 + 128);
-        if self.mode.states.load(Ordering::Relaxed) as u64 > most {
-            self.flush()?;
-            self.forget_clean_states();
-        }
-        Ok(())
+        if self.is_crowded(block_size) { self.flush_and_forget() } else { Ok(()) }
     }
 
     /// Finds the state of a block, reading it from disk where it is not in memory; `None` for one that is not allocated.
@@ -308,6 +312,13 @@ impl Image<ReadWrite> {
         }
     }
 
+    /// Tells whether the block states take more memory than they may.
+    fn is_crowded(&self, block_size: BlockSize) -> bool {
+        let most = STATE_MEMORY.0 / (block_size.sectors().0 / 8 + 128);
+        self.mode.states.load(Ordering::Relaxed) as u64 > most
+    }
+
+    /// Only called while `flushing` is held: a state that a flush has taken as clean is not on disk before that ends.
     fn forget_clean_states(&self) {
         for shard in &self.mode.shards {
             let mut shard = locked(shard);

@@ -56,7 +56,7 @@ fn dot_files(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn check_all(folder: &Path, context: &str) {
-    let forest = Folder::scan(folder).unwrap();
+    let forest = Folder::scan(folder, vhd_core::Files::Images).unwrap();
     assert!(forest.damaged().is_empty(), "{context}: {:?}", forest.damaged());
     for (id, node) in forest.nodes() {
         assert!(
@@ -90,7 +90,7 @@ fn a_snapshot_killed_anywhere_is_there_or_not_and_the_volume_is_whole() {
             assert_eq!(hash(&volume), before, "{context}");
             check_all(folder.path(), &context);
             assert_eq!(dot_files(folder.path()), <[PathBuf; 0]>::default(), "{context}");
-            let forest = Folder::scan(folder.path()).unwrap();
+            let forest = Folder::scan(folder.path(), vhd_core::Files::Images).unwrap();
             let visible: Vec<_> =
                 forest.nodes().filter(|(_, node)| !node.hidden).map(|(_, node)| node.path.clone()).collect();
             if twin.exists() {
@@ -146,7 +146,7 @@ fn kill_coalesce(images: &[&str], node: &str, into: &str, leaves: &[&str], layer
             }
             if into.exists() {
                 assert_eq!(
-                    Folder::scan(folder.path()).unwrap().nodes().count(),
+                    Folder::scan(folder.path(), vhd_core::Files::Images).unwrap().nodes().count(),
                     leaves.len() + layers - 1,
                     "{context}"
                 );

@@ -176,7 +176,7 @@ fn a_run_that_has_been_merged_already_is_only_finished() {
     assert_eq!(outcome.relinked, [path("sibling.vhd").canonicalize().unwrap()]);
     assert!(!path("mid.vhd").exists());
     assert_eq!(["leaf.vhd", "sibling.vhd"].map(|name| hash(&path(name))), before);
-    assert_eq!(Folder::scan(folder.path()).unwrap().nodes().count(), 3);
+    assert_eq!(Folder::scan(folder.path(), vhd_core::Files::Images).unwrap().nodes().count(), 3);
 }
 
 /// A visible volume that holds nothing looks as if it had been merged; it must not be deleted for that.
@@ -270,4 +270,135 @@ fn a_disk_that_fills_up_in_mid_merge_loses_nothing() {
     assert_eq!(prepared.ending(), &Ending::TakeName);
     prepared.execute(&MergeOptions { threads: 0, progress: &|_| {} }).unwrap();
     assert_eq!(hash(&path("v.vhd")), before);
+}
+
+fn child(path: &Path, parent: &Path) {
+    let image = Image::open(parent, Lock::None).unwrap();
+    let link = ParentLink::new(path.parent().unwrap(), parent, image.footer().unique_id()).unwrap();
+    let kind = NewKind::Differencing { block_size: BlockSize::DEFAULT, parent: link };
+    create_file(path, &NewImage::new(image.footer().current_size(), kind), Existing::Keep).unwrap();
+}
+
+fn refused_for(error: &CoalesceError, name: &str) {
+    let named = matches!(error, CoalesceError::OtherChild { child, .. } if child.ends_with(name));
+    assert!(named, "{error}");
+}
+
+#[test]
+fn children_count_whatever_they_are_called_and_wherever_they_lie() {
+    let folder = golden::unpack(&["base.vhd"]);
+    let real = folder.path().canonicalize().unwrap();
+    let path = |name: &str| real.join(name);
+    fs::create_dir(path("bases")).unwrap();
+    fs::rename(path("base.vhd"), path("bases/base")).unwrap();
+    let anywhere = ChainOptions { parents: vhd_core::ParentPlaces::Anywhere, ..ChainOptions::default() };
+    child(&path("node.vhd"), &path("bases/base"));
+    for sibling in ["sibling.avhd", "sibling", ".sibling.vhd", "bases/sibling.vhd"] {
+        child(&path(sibling), &path("bases/base"));
+        fill_with(&path("node.vhd"), &anywhere);
+        let keep = Request { keep: true, options: anywhere.clone(), ..request(&path("node.vhd"), None) };
+        refused_for(&execute(&keep).unwrap_err(), sibling.rsplit('/').next().unwrap());
+        fs::remove_file(path(sibling)).unwrap();
+    }
+    let raw = path("bases/raw.img");
+    fs::write(&raw, vec![3; 1 << 20]).unwrap();
+    for name in ["on-raw.vhd", "beside.vhd"] {
+        let link = ParentLink::new(&real, &raw, vhd_core::Uuid::nil()).unwrap();
+        let kind = NewKind::Differencing { block_size: BlockSize::DEFAULT, parent: link };
+        create_file(&path(name), &NewImage::new(ByteCount(1 << 20), kind), Existing::Keep).unwrap();
+        fill_with(&path(name), &anywhere);
+    }
+    let keep = Request { keep: true, options: anywhere, ..request(&path("on-raw.vhd"), None) };
+    refused_for(&execute(&keep).unwrap_err(), "beside.vhd");
+}
+
+fn fill_with(path: &Path, options: &ChainOptions) {
+    let volume = Volume::open(path, options).unwrap();
+    volume.write(SectorRange::new(Sector(0), SectorCount(1)), &[7; 512]).unwrap();
+    volume.close().unwrap();
+}
+
+/// A child of the node itself that cannot be read cannot be relinked either.
+#[test]
+fn a_node_with_a_damaged_child_is_kept() {
+    for damage in [|bytes: &mut Vec<u8>| bytes.truncate(1540), |bytes: &mut Vec<u8>| bytes[512 + 700] ^= 1] {
+        let folder = golden::unpack(&["base.vhd", "mid.vhd", "leaf.vhd", "sibling.vhd"]);
+        let path = |name: &str| folder.path().join(name);
+        let mut bytes = fs::read(path("sibling.vhd")).unwrap();
+        damage(&mut bytes);
+        fs::write(path("sibling.vhd"), bytes).unwrap();
+        let error = execute(&request(&path("mid.vhd"), None)).unwrap_err();
+        assert!(error.to_string().contains("sibling.vhd"), "{error}");
+        assert!(path("mid.vhd").exists());
+    }
+}
+
+#[test]
+fn an_interrupted_resize_is_not_merged() {
+    let folder = golden::unpack(&["base.vhd", "mid.vhd"]);
+    let path = folder.path().join("mid.vhd");
+    let mut bytes = fs::read(&path).unwrap();
+    let end = bytes.len() - 512;
+    for at in [0, end] {
+        bytes[at..at + 8].copy_from_slice(b"v_poison");
+        bytes[at + 64..at + 68].fill(0);
+        let sum: u32 = bytes[at..at + 512].iter().map(|&byte| u32::from(byte)).sum();
+        bytes[at + 64..at + 68].copy_from_slice(&(!sum).to_be_bytes());
+    }
+    fs::write(&path, bytes).unwrap();
+    let error = execute(&request(&path, None)).unwrap_err().to_string();
+    assert!(error.contains("resize was interrupted"), "{error}");
+    assert!(path.exists());
+}
+
+#[test]
+fn two_files_with_one_id_are_not_told_apart_by_guessing() {
+    let folder = golden::unpack(&["base.vhd", "mid.vhd", "leaf.vhd"]);
+    let path = |name: &str| folder.path().join(name);
+    fs::copy(path("mid.vhd"), path("copy.vhd")).unwrap();
+    let error = execute(&request(&path("mid.vhd"), None)).unwrap_err();
+    assert!(matches!(error, CoalesceError::DuplicateId { .. } | CoalesceError::OtherChild { .. }), "{error}");
+}
+
+/// Between plan and end nobody writes to the run or makes children of it; all our own ways ask for the lock.
+#[test]
+fn a_prepared_run_stays_as_it_is() {
+    let folder = golden::unpack(&["base.vhd", "mid.vhd", "leaf.vhd"]);
+    let path = |name: &str| folder.path().join(name);
+    let prepared = Coalesce::prepare(&request(&path("mid.vhd"), None)).unwrap();
+    for name in ["base.vhd", "mid.vhd", "leaf.vhd"] {
+        Volume::open(&path(name), &ChainOptions::default()).unwrap_err();
+        let taken = vhd_core::snapshot(&path(name), &path("new.vhd"), &ChainOptions::default());
+        taken.unwrap_err();
+    }
+    assert!(vhd_core::FileStorage::open(&path("mid.vhd"), Lock::Shared).is_err());
+    drop(prepared);
+    Volume::open(&path("leaf.vhd"), &ChainOptions::default()).unwrap().close().unwrap();
+}
+
+#[test]
+fn a_leaf_that_has_grown_costs_no_more_than_its_data() {
+    let mut repository = Repository::default();
+    repository.create(Start::Dynamic(BlockSize::DEFAULT), 8192);
+    let volume = repository.volumes().remove(0);
+    for round in 1..3 {
+        write(&mut repository, &volume, 5, 8, round);
+        repository.snapshot(&volume);
+        let twin = repository.volumes().into_iter().find(|path| *path != volume).unwrap();
+        repository.delete(&twin);
+    }
+    let mut grown = Volume::open(&volume, &ChainOptions::default()).unwrap();
+    grown.set_size(ByteCount(20 << 30)).unwrap();
+    grown.write(SectorRange::new(Sector(39_000_000), SectorCount(8)), &[4; 4096]).unwrap();
+    grown.close().unwrap();
+    let base = layers(&volume).pop().unwrap();
+    let prepared = Coalesce::prepare(&request(&volume, Some(&base))).unwrap();
+    assert_eq!(prepared.plan().new_blocks, 1);
+    assert_eq!(prepared.plan().zeros, ByteCount(0));
+    prepared.execute(&MergeOptions { threads: 2, progress: &|_| {} }).unwrap();
+    let chain = Chain::open(&volume, &ChainOptions::default()).unwrap();
+    let mut bytes = [0; 4096];
+    chain.read(SectorRange::new(Sector(39_000_000), SectorCount(8)), &mut bytes).unwrap();
+    assert_eq!(bytes, [4; 4096]);
+    assert_eq!(chain.extents(SectorRange::new(Sector(0), chain.sectors())).count(), 5);
 }

@@ -128,7 +128,7 @@ fn apply(repository: &mut Repository, operation: &Operation, tag: u16) {
 
 /// Merges some node of the folder into some ancestor, or finds that this is refused and for a good reason.
 fn coalesce(repository: &mut Repository, number: usize, depth: usize, keep: bool, threads: usize) {
-    let forest = Folder::scan(repository.path()).unwrap();
+    let forest = Folder::scan(repository.path(), vhd_core::Files::Images).unwrap();
     let nodes: Vec<_> = forest.nodes().filter(|(_, node)| node.parent.is_some()).map(|(id, _)| id).collect();
     if nodes.is_empty() {
         return;

@@ -18,7 +18,7 @@ pub const MAX_CHAIN_DEPTH: usize = 256;
 /// Whether a parent must be who the child says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParentIdentity {
-    /// Its unique id is the one that the child recorded.
+    /// Its unique id is the one that the child recorded; for a raw parent, it is no VHD.
     Match,
     /// Anyone found under the recorded name will do.
     Ignore,
@@ -113,6 +113,12 @@ pub enum ParentRefusal {
     /// It is no VHD.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// It is a VHD, and the child says that its parent is a raw disk.
+    #[error("{}: is a VHD, but the child says that its parent is raw", path.display())]
+    NotRaw {
+        /// The candidate.
+        path: PathBuf,
+    },
     /// It is somebody else.
     #[error("{}: its unique id is {found}, but the child's parent is {expected}", path.display())]
     Identity {
@@ -138,7 +144,6 @@ impl Chain {
     /// What [`ChainError`] lists.
     pub fn open(path: &Path, options: &ChainOptions) -> Result<Self, ChainError> {
         let top = Image::open(path, Lock::None)?;
-        options.check_finished(&top)?;
         let parents = options.open_parents(&top, path)?;
         let mut layers = vec![Layer::Vhd(Box::new(top))];
         layers.extend(parents.into_iter().flat_map(Self::into_layers));
@@ -159,6 +164,7 @@ impl ChainOptions {
     /// # Errors
     /// What [`ChainError`] lists.
     pub fn open_parents<Mode>(&self, top: &Image<Mode>, path: &Path) -> Result<Option<Chain>, ChainError> {
+        self.check_finished(top)?;
         if !top.is_differencing() {
             return Ok(None);
         }
@@ -214,14 +220,18 @@ impl ChainOptions {
 
     fn open_parent(&self, admitted: Admitted, expected: Uuid) -> Result<(Layer, FileIdentity), ParentRefusal> {
         let Admitted { container, identity } = admitted;
-        // A nil id stands for a raw parent, whatever its bytes look like.
+        let strict = self.parent_identity == ParentIdentity::Match;
+        // A nil id stands for a raw parent. Without a look at it, it would be a way around the comparison of ids.
         if expected.is_nil() {
+            if strict && Image::<ReadOnly>::from_container(container.clone()).is_ok() {
+                return Err(ParentRefusal::NotRaw { path: container.path().into() });
+            }
             return Ok((Layer::Raw(RawDisk::open(container).map_err(OpenError::from)?), identity));
         }
         let path = container.path().to_path_buf();
         let image = Image::<ReadOnly>::from_container(container)?;
         let found = image.footer().unique_id();
-        if found != expected && self.parent_identity == ParentIdentity::Match {
+        if found != expected && strict {
             return Err(ParentRefusal::Identity { path, found, expected });
         }
         self.check_finished(&image)?;

@@ -107,6 +107,11 @@ fn check_batmap(image: &Image<ReadOnly>, tables: &Tables, report: &mut Report) -
                     text,
                 );
             }
+            Ok(None) if bit => {
+                let text = format!("the batmap says that block {block} is full, but it is not allocated: once it is, blktap reads garbage");
+                let at = batmap.map_offset() + ByteCount(u64::from(block.0) / 8);
+                report.add(Severity::Warning, "batmap-stale", Some(at), text);
+            }
             Ok(Some(true)) if !bit => unknown_full += 1,
             Ok(_) => {}
             Err(error) => failed = Some(error),

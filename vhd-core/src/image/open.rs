@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Image, ReadError, ReadOnly, Tables};
+use super::{Image, ReadError, ReadOnly, Region, Tables};
 use crate::batmap::BatmapState;
 use crate::footer::{DiskType, FOOTER_SIZE, Footer, FooterError};
 use crate::header::{HEADER_SIZE, Header, HeaderError};
@@ -83,6 +83,16 @@ pub enum OpenError {
         /// Which blocks.
         overlap: Overlap,
     },
+    /// Tables lie over each other: a change to one would destroy the other.
+    #[error("{}: the {first} and the {second} overlap; the image is damaged", path.display())]
+    Tables {
+        /// The file.
+        path: PathBuf,
+        /// One of them.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
     /// The BAT cannot be read, or puts a block where none can be.
     #[error(transparent)]
     Block(#[from] ReadError),
@@ -123,12 +133,19 @@ impl Image<ReadOnly> {
 }
 
 impl<Mode> Image<Mode> {
-    /// Checks that every block of the disk has a place of its own, in time and reading linear in the size of the BAT.
+    /// Checks that the tables and every block of the disk have places of their own, in time and reading linear in the size of the BAT.
     ///
     /// # Errors
     /// [`OpenError::Block`] or [`OpenError::Overlap`] for the first that has not.
     pub fn check_blocks(&self) -> Result<(), OpenError> {
         let Some(tables) = &self.tables else { return Ok(()) };
+        let regions: Vec<_> = tables.regions().collect();
+        for (i, a) in regions.iter().enumerate() {
+            let over = |b: &&Region| a.range.start < b.range.end && b.range.start < a.range.end;
+            if let Some(b) = regions[i + 1..].iter().find(over) {
+                return Err(OpenError::Tables { path: self.path().into(), first: a.name, second: b.name });
+            }
+        }
         let mut first = None;
         find_overlaps(
             tables.header.block_size(),
@@ -164,10 +181,11 @@ impl Image<ReadWrite> {
         if footer.poisoned() {
             return Err(OpenError::UnfinishedResize { path: container.path().into() });
         }
+        let checked = Image { container, footer, origin, tables, mode: ReadOnly(()) };
+        checked.check_blocks()?;
+        let Image { container, footer, origin, tables, .. } = checked;
         let mode = ReadWrite::new(&container, origin, tables.as_ref())?;
-        let image = Self { container, footer, origin, tables, mode };
-        image.check_blocks()?;
-        Ok(image)
+        Ok(Self { container, footer, origin, tables, mode })
     }
 }
 

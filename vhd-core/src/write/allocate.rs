@@ -39,21 +39,26 @@ impl Tail {
             FooterOrigin::Start => None,
         };
         let end = match tables {
-            Some(tables) if container.has_fixed_size() => last_used(container, tables)?,
+            Some(_) if container.has_fixed_size() => FileOffset(0),
             _ => footer.unwrap_or(FileOffset(len.0)),
         };
-        // A table may reach under the footer: blktap rounds some batmaps up only in their header.
-        let tables_end = tables.into_iter().flat_map(Tables::regions).map(|region| region.range.end).max();
-        Ok(Self { end: end.max(tables_end.unwrap_or_default()), footer, grown: false, len })
+        let used = tables.map_or(Ok(end), |tables| last_used(container, tables))?;
+        Ok(Self { end: end.max(used), footer, grown: false, len })
     }
 }
 
-/// The end of the last block, from the whole BAT: on a device the footer does not tell.
+/// The end of the last table, locator or block. On a device nothing else tells it; in a file the last block may be cut
+/// short by the end, and blktap lets some batmaps reach under the footer.
 fn last_used(container: &Container, tables: &Tables) -> Result<FileOffset, StorageError> {
     let size = tables.header.block_size();
-    let mut end = FileOffset(0);
+    let regions = tables.regions().map(|region| region.range.end);
+    let locators = tables.header.locators().filter_map(|(_, entry)| entry.end_within(tables.file_len()));
+    let mut end = regions.chain(locators).max().unwrap_or_default();
     for found in tables.bat.allocated(container, tables.bat.entries()) {
-        end = end.max(BlockPlace::from_entry(found?.1, size).data + size.bytes());
+        let place = BlockPlace::from_entry(found?.1, size);
+        if tables.fault_of(place).is_none() {
+            end = end.max(place.data + size.bytes());
+        }
     }
     Ok(end)
 }
@@ -103,9 +108,12 @@ impl Image<ReadWrite> {
         locked(&self.mode.tail).footer.is_none()
     }
 
-    /// Moves the end of what the file holds to `end`, further on.
-    pub(crate) fn take_tail(&self, end: FileOffset) -> Result<(), StorageError> {
-        self.extend(&mut locked(&self.mode.tail), end)
+    /// Moves the end of what the file holds to `end`, further on; the file follows when the footer is written there.
+    pub(crate) fn move_tail(&self, end: FileOffset) {
+        let mut tail = locked(&self.mode.tail);
+        tail.end = end;
+        tail.grown = true;
+        tail.len = tail.len.max(ByteCount(end.0 + FOOTER_SIZE.0));
     }
 
     /// The end of what the file holds.

@@ -53,7 +53,30 @@ impl Image<ReadWrite> {
         self.flush_locked(&mut durable)
     }
 
-    /// Flushes, and brings the batmap up to date with the last bitmaps.
+    /// Flushes, and forgets what memory need not hold.
+    pub(super) fn flush_and_forget(&self) -> Result<(), WriteError> {
+        let mut durable = locked(&self.mode.flushing);
+        self.check_not_failed()?;
+        self.flush_locked(&mut durable)?;
+        self.forget_clean_states();
+        Ok(())
+    }
+
+    /// Flushes, and brings the batmap up to date with the last bitmaps: then the file says all there is to say.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    ///
+    /// # Crash safety
+    /// As [`flush`](Self::flush), with one sync more where blocks have become full.
+    pub fn settle(&self) -> Result<(), WriteError> {
+        let mut durable = locked(&self.mode.flushing);
+        self.check_not_failed()?;
+        self.flush_locked(&mut durable)?;
+        self.finish_batmap(&mut durable)
+    }
+
+    /// Settles, and lets the image go.
     ///
     /// # Errors
     /// As [`flush`](Self::flush). After a write that failed, for want of space for instance, the writes that did not
@@ -85,7 +108,7 @@ impl Image<ReadWrite> {
 
     fn flush_locked(&self, durable: &mut Durable) -> Result<(), WriteError> {
         let failed = |durable: &mut Durable, failure| {
-            self.mode.failed.store(true, Ordering::Release);
+            self.fail();
             durable.failure = Some(failure);
         };
         let unsynced = self.mode.unsynced.swap(false, Ordering::AcqRel);
@@ -133,11 +156,11 @@ impl Image<ReadWrite> {
         if let Some(at) = old_footer {
             self.container.write_at(&[0; FOOTER_SIZE.0 as usize], at)?;
         }
-        durable.full.extend(unpublished().filter(|block| block.full).map(|block| block.block));
+        // Blocks that an earlier flush has made full; those of this one have no durable BAT entry or bitmap yet.
         self.mark_batmap(tables, durable)?;
         self.container.sync()?;
 
-        durable.full.extend(dirty.iter().filter(|block| block.full && !block.unpublished).map(|block| block.block));
+        durable.full.extend(dirty.iter().filter(|block| block.full).map(|block| block.block));
         for block in unpublished() {
             if let Some(state) = self.mode.shard(block.block).get_mut(&block.block) {
                 state.unpublished = false;
@@ -186,7 +209,11 @@ impl Image<ReadWrite> {
     }
 
     fn is_full_on_disk(&self, tables: &Tables, block: BlockIndex) -> Result<bool, WriteError> {
-        let Some(place) = self.published_place(tables, block)? else { return Ok(false) };
+        let place = match self.published_place(tables, block) {
+            Ok(Some(place)) => place,
+            Ok(None) | Err(ReadError::Block { .. }) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
         let sectors = tables.header.block_size().sectors().0 as u32;
         let bitmap = tables.read_bitmap(&self.container, place).map_err(ReadError::from)?;
         Ok(bitmap.count(0..sectors) == sectors)

@@ -86,3 +86,23 @@ fn a_device_can_be_a_parent_and_is_never_replaced_by_a_file() {
     assert!(matches!(refused, CreateError::NotAFile { .. }), "{refused}");
     Image::open(&device.path, Lock::None).unwrap_err();
 }
+
+/// On a device nothing but the header tells where the texts of the locators are.
+#[test]
+fn blocks_do_not_lie_over_locators() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = LoopDevice::new(&folder.path().join("disk"), 8 << 20);
+    let storage = FileStorage::open_writable(&device.path).unwrap();
+    let container = Container::new(&device.path, Arc::new(storage));
+    let parent =
+        ParentLink::to_named(Path::new("base.vhd"), vhd_core::Uuid::from_u128(5), vhd_core::Timestamp(1)).unwrap();
+    let kind = NewKind::Differencing { block_size: BlockSize::DEFAULT, parent };
+    create(&container, &NewImage::new(ByteCount(8 << 20), kind)).unwrap();
+    let before = fs::read(&device.path).unwrap();
+    let image = Image::writable_from_container(container).unwrap();
+    image.write(sectors(0, 8), &[b'!'; 4096]).unwrap();
+    image.close().unwrap();
+    assert_eq!(fs::read(&device.path).unwrap()[3072..4608], before[3072..4608]);
+    let report = check::file(&device.path).unwrap();
+    assert!(report.worst() < Some(Severity::Warning), "{:?}", report.findings());
+}

@@ -110,3 +110,18 @@ fn a_full_disk_does_not_cost_the_footer() {
     image.close().unwrap_err();
     assert!(memory.to_vec() == before);
 }
+
+#[test]
+fn metadata_that_could_not_be_written_is_not_taken_for_written() {
+    for first in 0..3 {
+        let memory = fresh();
+        let storage = Arc::new(FaultStorage::new(memory.clone(), first, 1, ErrorKind::Other));
+        let mut image = Image::writable_from_container(Container::new("faulty.vhd", storage)).unwrap();
+        image.set_hidden(true).unwrap_err();
+        image.set_hidden(true).unwrap_err();
+        drop(image);
+        let mut image = super::open_writable(&memory);
+        image.set_hidden(true).unwrap();
+        assert!(open(&memory).footer().hidden());
+    }
+}

@@ -257,7 +257,7 @@ fn cycles_and_endless_chains_end() {
     let limited = ChainOptions { max_depth: 5, ..ChainOptions::default() };
     let error = Chain::open(&folder.path().join("d3.vhd"), &limited).unwrap_err();
     assert!(matches!(error, ChainError::TooDeep { limit: 5, .. }), "{error}");
-    let forest = Folder::scan(folder.path()).unwrap();
+    let forest = Folder::scan(folder.path(), vhd_core::Files::Images).unwrap();
     assert_eq!(forest.nodes().count(), 11);
 }
 
@@ -270,14 +270,19 @@ fn one_bad_file_does_not_hide_the_others() {
     broken.truncate(10_000);
     broken[..512].fill(0);
     fs::write(folder.path().join("leaf.vhd"), broken).unwrap();
-    let forest = Folder::scan(folder.path()).unwrap();
+    let forest = Folder::scan(folder.path(), vhd_core::Files::Images).unwrap();
     let names: Vec<_> = forest.nodes().map(|(_, node)| node.path.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(names, ["base.vhd", "mid.vhd", "on-raw.vhd", "raw-parent.img"]);
     let mid = forest.find(&folder.path().join("mid.vhd")).unwrap();
     let base = forest.parent(mid).unwrap();
     assert_eq!(forest.children(base).collect::<Vec<_>>(), [mid]);
-    let damaged: Vec<_> =
-        forest.damaged().iter().map(|file| (file.path.file_name().unwrap().to_str().unwrap(), file.parent)).collect();
+    let damaged: Vec<_> = forest
+        .damaged()
+        .iter()
+        .map(|file| {
+            (file.path.file_name().unwrap().to_str().unwrap(), file.parent.as_ref().map(|parent| parent.unique_id))
+        })
+        .collect();
     let of_mid = forest.node(mid).unique_id;
     assert_eq!(damaged, [("garbage.vhd", None), ("leaf.vhd", Some(of_mid))], "a lost footer does not hide the parent");
 }
@@ -295,4 +300,61 @@ fn names_that_are_not_ascii() {
         Image::<ReadOnly>::from_container(Container::new("x", Arc::new(MemoryStorage::new(fs::read(&path).unwrap()))))
             .unwrap();
     assert_eq!(image.header().unwrap().parent_name(), name);
+}
+
+#[test]
+fn a_child_cannot_call_a_vhd_raw() {
+    let folder = golden::unpack(&["base.vhd"]);
+    let path = child(folder.path(), "child.vhd", "base.vhd", Uuid::nil());
+    let error = Chain::open(&path, &ChainOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("says that its parent is raw"), "{error}");
+}
+
+#[test]
+fn the_length_of_a_sparse_file_costs_no_time() {
+    let folder = testkit::scratch::folder();
+    let path = folder.path().join("long.vhd");
+    fs::write(&path, small()).unwrap();
+    let footer = fs::read(&path).unwrap()[..512].to_vec();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(1 << 62).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &footer, (1 << 62) - 512).unwrap();
+    let started = Instant::now();
+    check::file(&path).unwrap();
+    drop(Image::open_writable(&path));
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn tables_that_overlap_are_never_written() {
+    let mut bytes = small();
+    bytes[512 + 16..512 + 24].copy_from_slice(&1024_u64.to_be_bytes());
+    seal(&mut bytes, 512..1536, 36);
+    let memory = Arc::new(MemoryStorage::new(bytes));
+    let error = Image::writable_from_container(container(&memory)).unwrap_err().to_string();
+    assert!(error.contains("the header and the BAT overlap"), "{error}");
+}
+
+/// A disk that has shrunk keeps its blocks, and texts of locators must not be put over them.
+#[test]
+fn a_relink_spares_blocks_beyond_the_end() {
+    let folder = golden::unpack(&["base.vhd"]);
+    let unique_id = Image::open(&folder.path().join("base.vhd"), Lock::None).unwrap().footer().unique_id();
+    let parent = ParentLink::new(folder.path(), &folder.path().join("base.vhd"), unique_id).unwrap();
+    for mib in (16..2048).step_by(64) {
+        let path = folder.path().join(format!("c{mib}.vhd"));
+        let kind = NewKind::Differencing { block_size: BlockSize::DEFAULT, parent: parent.clone() };
+        create_file(&path, &NewImage::new(ByteCount(mib << 20), kind), Existing::Keep).unwrap();
+        let mut image = Image::open_writable(&path).unwrap();
+        image.write(sectors((mib << 11) - 4096, 1), &[7; 512]).unwrap();
+        image.flush().unwrap();
+        let block = Image::open(&path, Lock::None).unwrap().allocated_blocks().next().unwrap().unwrap().1;
+        image.set_size(ByteCount(2 << 20), ByteCount(64 << 20)).unwrap();
+        image.relink(&parent).unwrap();
+        image.close().unwrap();
+        for (_, entry) in Image::open(&path, Lock::None).unwrap().header().unwrap().locators() {
+            let apart = entry.offset.0 + entry.space.0 <= block.bitmap.0 || entry.offset.0 >= block.data.0 + (2 << 20);
+            assert!(apart, "{mib} MiB: locator at {} over the block at {}", entry.offset, block.bitmap);
+        }
+    }
 }

@@ -124,3 +124,74 @@ fn an_interrupted_snapshot_is_taken_back_or_finished() {
         assert_eq!(files(folder.path()), found, "a second recovery changes nothing");
     }
 }
+
+#[test]
+fn a_link_to_a_volume_stays_a_link() {
+    let outer = tempfile::tempdir().unwrap();
+    let (real, links) = (outer.path().join("real"), outer.path().join("links"));
+    fs::create_dir(&real).unwrap();
+    fs::create_dir(&links).unwrap();
+    golden::unpack_into(&real, &["fixed-4m.vhd"]);
+    std::os::unix::fs::symlink("../real/fixed-4m.vhd", links.join("v.vhd")).unwrap();
+    let before = hash(&real.join("fixed-4m.vhd"));
+    let elsewhere = snapshot(&links.join("v.vhd"), &links.join("s.vhd"), &options()).unwrap_err();
+    assert!(matches!(elsewhere, SnapshotError::OtherFolder { .. }), "{elsewhere}");
+    snapshot(&links.join("v.vhd"), &real.join("s.vhd"), &options()).unwrap();
+    assert!(fs::symlink_metadata(links.join("v.vhd")).unwrap().is_symlink());
+    for path in [real.join("fixed-4m.vhd"), real.join("s.vhd"), links.join("v.vhd")] {
+        assert_eq!(hash(&path), before, "{}", path.display());
+    }
+}
+
+/// Others look into the folder, and finish what they find, while snapshots are under way.
+#[test]
+fn snapshots_under_way_are_left_alone() {
+    let folder = testkit::scratch::folder();
+    let path = |name: &str| folder.path().join(name);
+    let kind = NewKind::Dynamic { block_size: BlockSize::DEFAULT };
+    create_file(&path("v.vhd"), &NewImage::new(ByteCount(16 << 20), kind), Existing::Keep).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let unfinished = finish_interrupted(folder.path()).unwrap();
+                    assert!(unfinished.is_empty(), "{unfinished:?}");
+                }
+            });
+        }
+        let taken = (|| -> Result<(), String> {
+            for i in 0..100 {
+                // The others hold the lock for a moment when they look.
+                let volume =
+                    (0..10_000).find_map(|_| Volume::open(&path("v.vhd"), &options()).ok()).ok_or("always busy")?;
+                volume.write(sectors(i, 1), &[5; 512]).unwrap();
+                volume.close().unwrap();
+                let twin = path(&format!("s{i}.vhd"));
+                let mut tries = (0..10_000).map(|_| snapshot(&path("v.vhd"), &twin, &options()));
+                let last = tries
+                    .find(|taken| !taken.as_ref().is_err_and(|error| format!("{error:?}").contains("ResourceBusy")));
+                last.ok_or("always busy")?.map_err(|error| format!("snapshot {i}: {error:?}"))?;
+            }
+            Ok(())
+        })();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        taken.unwrap();
+    });
+    assert_eq!(files(folder.path()).len(), 201);
+}
+
+#[test]
+fn a_leftover_hinders_only_its_own_volume() {
+    let folder = golden::unpack(&["fixed-4m.vhd", "empty-10m.vhd"]);
+    let path = |name: &str| folder.path().join(name);
+    let id = vhd_core::Uuid::from_u128(9);
+    fs::write(path("broken.vhd"), b"broken").unwrap();
+    for leftover in ["volume.gone.vhd", "volume.broken.vhd", "snapshot.broken.vhd"] {
+        fs::write(path(&format!(".{id}.{leftover}")), b"x").unwrap();
+    }
+    snapshot(&path("fixed-4m.vhd"), &path("s.vhd"), &options()).unwrap();
+    let unfinished = finish_interrupted(folder.path()).unwrap();
+    assert_eq!(unfinished.len(), 1, "{unfinished:?}");
+    assert_eq!(unfinished[0].volume, Some(path("broken.vhd")));
+}

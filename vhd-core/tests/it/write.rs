@@ -219,3 +219,65 @@ fn a_511_byte_footer_becomes_a_whole_one_when_the_file_grows() {
     assert_eq!(check::container(container(&memory)).unwrap().findings(), []);
     assert_eq!(read(&memory, 0, 2048), pattern::fill(sectors(0, 2048), 1));
 }
+
+/// States of blocks are forgotten to save memory; one that a flush is still writing out must not be.
+#[test]
+fn nothing_is_forgotten_that_is_on_its_way_to_disk() {
+    const BLOCKS: u64 = 700;
+    const ROUNDS: u64 = 24;
+    let folder = testkit::scratch::folder();
+    let path = folder.path().join("large-blocks.vhd");
+    let block = 256 << 20;
+    create_file(&path, &NewImage::new(ByteCount(BLOCKS * block), dynamic(block as u32)), Existing::Keep).unwrap();
+    let volume = Volume::open(&path, &ChainOptions::default()).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let volume = &volume;
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    for at in (thread * BLOCKS / 8)..((thread + 1) * BLOCKS / 8) {
+                        volume.write(sectors(at * (block / 512) + round * 2, 1), &[1; 512]).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    volume.close().unwrap();
+    let image = vhd_core::Image::open(&path, vhd_core::Lock::None).unwrap();
+    for at in 0..BLOCKS {
+        assert_eq!(image.present_sectors(BlockIndex(at as u32)).unwrap(), SectorCount(ROUNDS), "block {at}");
+    }
+}
+
+#[test]
+fn a_block_cut_short_by_the_end_is_not_written_over() {
+    let memory = new_image(8 << 20, dynamic(2 << 20));
+    let image = open_writable(&memory);
+    image.write(sectors(0, 4096), &vec![1; 2 << 20]).unwrap();
+    image.close().unwrap();
+    vhd_core::Storage::set_len(&*memory, ByteCount(1 << 20)).unwrap();
+    let image = open_writable(&memory);
+    image.write(sectors(4096, 4096), &vec![2; 2 << 20]).unwrap();
+    image.flush().unwrap();
+    image.write(sectors(4000, 96), &[3; 96 * 512]).unwrap();
+    image.close().unwrap();
+    open(&memory).check_blocks().unwrap();
+    assert!(read(&memory, 4096, 4096).iter().all(|&byte| byte == 2));
+}
+
+/// Power fails between the two syncs of a flush: all that was written is on disk but for the BAT.
+#[test]
+fn the_batmap_never_speaks_of_a_block_before_the_bat_does() {
+    let memory = new_image(8 << 20, dynamic(2 << 20));
+    let bat = memory.to_vec()[1536..2048].to_vec();
+    let image = open_writable(&memory);
+    image.write(sectors(0, 4096), &vec![1; 2 << 20]).unwrap();
+    image.flush().unwrap();
+    drop(image);
+    vhd_core::Storage::write_at(&*memory, &bat, vhd_core::FileOffset(1536)).unwrap();
+    let image = open_writable(&memory);
+    image.write(sectors(5, 1), &[9; 512]).unwrap();
+    image.close().unwrap();
+    let report = check::container(container(&memory)).unwrap();
+    assert!(report.findings().iter().all(|finding| !finding.code.starts_with("batmap")), "{:?}", report.findings());
+}

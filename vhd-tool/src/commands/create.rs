@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use vhd_core::{
-    BlockSize, ByteCount, Chain, CreateError, Layer, NewImage, NewKind, ParentLink, SECTOR_SIZE, Uuid, create_file,
+    BlockSize, ByteCount, Chain, CreateError, FileStorage, Layer, Lock, NewImage, NewKind, ParentLink, SECTOR_SIZE,
+    Uuid, create_file,
 };
 
 use super::{Format, destination};
@@ -62,6 +63,12 @@ struct Created {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError> {
+    // Nobody merges the parent away before the child is there.
+    let held = args
+        .parent
+        .as_ref()
+        .map(|parent| FileStorage::open(parent, Lock::Shared).map_err(Refusal::io(parent, "lock it against merging")));
+    let _held = held.transpose()?;
     let new = match (&args.parent, args.size) {
         (Some(parent), size) => child(args, parent, size, context)?,
         (None, size) => NewImage::new(size.unwrap_or_default(), kind(args)?),

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use serde::Serialize;
-use vhd_core::{ByteCount, DiskType, Folder, Node, NodeId, Uuid};
+use vhd_core::{ByteCount, DiskType, Files, Folder, Node, NodeId, Uuid, finish_interrupted};
 
 use super::Format;
 use crate::cli::{Context, Status};
@@ -67,7 +67,17 @@ struct Damaged {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError> {
-    let folder = Folder::scan(&args.folder)?;
+    // A snapshot whose process has died shows as one file too many, or too few.
+    match finish_interrupted(&args.folder) {
+        Ok(unfinished) => {
+            for waiting in unfinished {
+                let (file, why) = (waiting.prepared.display(), with_causes(&waiting.error));
+                context.note(&format!("{file} is left of an interrupted snapshot and cannot be finished: {why}"));
+            }
+        }
+        Err(error) => context.note(&with_causes(&error)),
+    }
+    let folder = Folder::scan(&args.folder, Files::Images)?;
     let damaged = folder
         .damaged()
         .iter()
