@@ -231,7 +231,6 @@ fn sync_folder_of(path: &Path) -> Result<(), CoalesceError> {
 /// Finds what becomes of the files, and who else reads through the target; refuses what would harm somebody.
 fn choose_ending(run: &Run, keep: bool) -> Result<(Ending, Option<PathBuf>), CoalesceError> {
     let neighbours = run.neighbours()?;
-    neighbours.refuse_duplicates(run)?;
     let node = &run.sources[0];
     let mut child = node.path();
     for layer in &run.sources[1..] {

@@ -95,14 +95,6 @@ pub enum CoalesceError {
         /// The device.
         path: PathBuf,
     },
-    /// Nobody can tell whose children are whose.
-    #[error("{} and {} have the same unique id", path.display(), other.display())]
-    DuplicateId {
-        /// The image of the run.
-        path: PathBuf,
-        /// The other.
-        other: PathBuf,
-    },
     /// The new blocks do not fit.
     #[error("{}: the merge needs {needed} more bytes in this file system, {free} are free: {} are missing", path.display(), needed.0 - free.0)]
     NoSpace {

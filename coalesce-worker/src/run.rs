@@ -94,19 +94,6 @@ pub(crate) struct Neighbours {
 }
 
 impl Neighbours {
-    /// Refuses a layer whose unique id another file has, too.
-    pub(crate) fn refuse_duplicates(&self, run: &Run) -> Result<(), CoalesceError> {
-        for image in run.layers().filter_map(Layer::as_vhd) {
-            let same_id = |node: &&vhd_core::Node| node.unique_id == image.footer().unique_id();
-            for (_, node) in self.folders.iter().flat_map(Folder::nodes).filter(|(_, node)| same_id(node)) {
-                if node.path.canonicalize().is_ok_and(|real| real != image.path()) {
-                    return Err(CoalesceError::DuplicateId { path: image.path().into(), other: node.path.clone() });
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Every file that needs a layer, or may.
     pub(crate) fn children_of(&self, layer: &Layer) -> Result<BTreeSet<PathBuf>, CoalesceError> {
         let unique_id = layer.as_vhd().map_or(Uuid::nil(), |image| image.footer().unique_id());
@@ -120,12 +107,15 @@ impl Neighbours {
     }
 }
 
-/// Opens and locks the children of the node, each of which must be just that.
+/// Opens and locks the children of the node, each of which must be just that: one that names a copy of it, with the same
+/// id and perhaps another content, is not.
 pub(crate) fn open_children(node: &Layer, paths: &[PathBuf]) -> Result<Vec<Image<ReadWrite>>, CoalesceError> {
     let unique_id = node.as_vhd().map(|image| image.footer().unique_id());
     let open = |path: &PathBuf| {
         let child = Image::open_writable(path)?;
-        if child.header().map(vhd_core::Header::parent_unique_id) != unique_id {
+        let parent = child.parent_paths()?.iter().find_map(|path| path.canonicalize().ok());
+        let same_id = child.header().map(vhd_core::Header::parent_unique_id) == unique_id;
+        if !same_id || parent.as_deref() != Some(node.path()) {
             return Err(CoalesceError::OtherChild { node: node.path().into(), child: path.clone() });
         }
         Ok(child)

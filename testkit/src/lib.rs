@@ -2,6 +2,7 @@
 
 pub mod fault;
 pub mod golden;
+pub mod loop_device;
 pub mod pattern;
 pub mod peers;
 pub mod repository;

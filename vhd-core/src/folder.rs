@@ -199,12 +199,8 @@ fn salvaged_parent(path: &Path, error: &OpenError) -> Option<ParentName> {
 
 fn read_node(path: &Path) -> Result<Node, OpenError> {
     let image: Image<ReadOnly> = Image::open(path, Lock::None)?;
-    let folder = path.parent().unwrap_or(Path::new(""));
     let parent = match image.header().filter(|_| image.is_differencing()) {
-        Some(header) => Some(ParentName {
-            unique_id: header.parent_unique_id(),
-            candidates: gate::candidates(image.container(), header, folder)?,
-        }),
+        Some(header) => Some(ParentName { unique_id: header.parent_unique_id(), candidates: image.parent_paths()? }),
         None => None,
     };
     let footer = image.footer();

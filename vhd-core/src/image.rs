@@ -6,12 +6,14 @@ mod tables;
 pub use open::{FooterOrigin, OpenError};
 pub use tables::{BlockFault, Region};
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::batmap::{Batmap, BatmapState};
 use crate::block_size::BlockPlace;
 use crate::footer::{DiskType, Footer};
+use crate::gate;
 use crate::header::Header;
+use crate::new_file::folder_of;
 use crate::resolve::{BlockBits, Extents, Source, resolve_block};
 use crate::storage::{Container, StorageError};
 use crate::units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, SectorRange};
@@ -43,7 +45,7 @@ pub enum ReadError {
     #[error("{}: the BAT puts block {block} at offset {place}, but {fault}", path.display())]
     Block {
         /// The image.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// The block.
         block: BlockIndex,
         /// Where the BAT says it is.
@@ -55,7 +57,7 @@ pub enum ReadError {
     #[error("{}: sectors {range} end after the disk's last, {size}", path.display())]
     Range {
         /// The image.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// What was asked for.
         range: SectorRange,
         /// The disk's sectors.
@@ -110,6 +112,17 @@ impl<Mode> Image<Mode> {
     /// Tells whether it reads what it does not hold from a parent.
     pub fn is_differencing(&self) -> bool {
         self.footer.disk_type() == DiskType::Differencing
+    }
+
+    /// Lists the paths under which it looks for its parent, in order; none where it has no parent.
+    ///
+    /// # Errors
+    /// A locator that cannot be read.
+    pub fn parent_paths(&self) -> Result<Vec<PathBuf>, StorageError> {
+        match self.header().filter(|_| self.is_differencing()) {
+            Some(header) => gate::candidates(&self.container, header, folder_of(self.path())),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// The parts of the file that hold no blocks.

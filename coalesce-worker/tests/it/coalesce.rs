@@ -351,13 +351,24 @@ fn an_interrupted_resize_is_not_merged() {
     assert!(path.exists());
 }
 
+/// A copy of an image has its id, and perhaps another content.
 #[test]
-fn two_files_with_one_id_are_not_told_apart_by_guessing() {
+fn copies_are_not_taken_for_each_other() {
     let folder = golden::unpack(&["base.vhd", "mid.vhd", "leaf.vhd"]);
     let path = |name: &str| folder.path().join(name);
-    fs::copy(path("mid.vhd"), path("copy.vhd")).unwrap();
-    let error = execute(&request(&path("mid.vhd"), None)).unwrap_err();
-    assert!(matches!(error, CoalesceError::DuplicateId { .. } | CoalesceError::OtherChild { .. }), "{error}");
+    fs::copy(path("mid.vhd"), path("copy.bak")).unwrap();
+    refused_for(&execute(&request(&path("mid.vhd"), None)).unwrap_err(), "copy.bak");
+    fs::remove_file(path("copy.bak")).unwrap();
+
+    fs::copy(path("base.vhd"), path("copy.bak")).unwrap();
+    let unique_id = Image::open(&path("mid.vhd"), Lock::None).unwrap().footer().unique_id();
+    fs::create_dir(path("elsewhere")).unwrap();
+    fs::copy(path("mid.vhd"), path("elsewhere/mid.vhd")).unwrap();
+    let link = ParentLink::new(folder.path(), &path("elsewhere/mid.vhd"), unique_id).unwrap();
+    let mut leaf = Image::open_writable(&path("leaf.vhd")).unwrap();
+    leaf.relink(&link).unwrap();
+    leaf.close().unwrap();
+    refused_for(&execute(&request(&path("mid.vhd"), None)).unwrap_err(), "leaf.vhd");
 }
 
 /// Between plan and end nobody writes to the run or makes children of it; all our own ways ask for the lock.
@@ -401,4 +412,24 @@ fn a_leaf_that_has_grown_costs_no_more_than_its_data() {
     chain.read(SectorRange::new(Sector(39_000_000), SectorCount(8)), &mut bytes).unwrap();
     assert_eq!(bytes, [4; 4096]);
     assert_eq!(chain.extents(SectorRange::new(Sector(0), chain.sectors())).count(), 5);
+}
+
+/// A merge into a device changes its content; its name, and those of other devices, are not ours.
+#[test]
+fn devices_are_neither_renamed_nor_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = testkit::loop_device::LoopDevice::new(&folder.path().join("disk"), 1 << 20);
+    let path = |name: &str| folder.path().join(name);
+    let link = ParentLink::new(folder.path(), &device.path, vhd_core::Uuid::nil()).unwrap();
+    let kind = NewKind::Differencing { block_size: BlockSize::DEFAULT, parent: link };
+    create_file(&path("node.vhd"), &NewImage::new(ByteCount(1 << 20), kind), Existing::Keep).unwrap();
+    child(&path("leaf.vhd"), &path("node.vhd"));
+    let options = ChainOptions { parents: vhd_core::ParentPlaces::Anywhere, ..ChainOptions::default() };
+    fill_with(&path("node.vhd"), &options);
+    let request = Request { options, ..request(&path("node.vhd"), None) };
+    let error = execute(&request).unwrap_err();
+    assert!(matches!(error, CoalesceError::Device { .. }), "{error}");
+    assert!(path("node.vhd").exists());
+    execute(&Request { keep: true, ..request }).unwrap();
+    assert_eq!(fs::read(&device.path).unwrap()[..512], [7; 512]);
 }

@@ -1,10 +1,10 @@
 //! Images on block devices: the footer is in the last 512 bytes, whatever the image holds. Needs root, for a loop device.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
+use testkit::loop_device::LoopDevice;
 use testkit::{pattern, sha256};
 use vhd_core::check::{self, Severity};
 use vhd_core::{
@@ -13,26 +13,6 @@ use vhd_core::{
 };
 
 use super::sectors;
-
-struct LoopDevice {
-    path: PathBuf,
-}
-
-impl LoopDevice {
-    fn new(file: &Path, size: u64) -> Self {
-        File::create(file).unwrap().set_len(size).unwrap();
-        let output = Command::new("losetup").args(["--find", "--show"]).arg(file).output().unwrap();
-        assert!(output.status.success(), "losetup (as root): {}", String::from_utf8_lossy(&output.stderr));
-        Self { path: String::from_utf8(output.stdout).unwrap().trim().into() }
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let detached = Command::new("losetup").arg("--detach").arg(&self.path).status();
-        assert!(detached.is_ok_and(|status| status.success()));
-    }
-}
 
 #[test]
 fn a_device_holds_an_image_until_it_is_full() {
