@@ -4,9 +4,11 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
-use vhd_core::{ByteCount, ChainOptions, FileStorage, Image, Layer, ParentLink, ReadWrite, finish_interrupted};
+use vhd_core::{
+    ByteCount, ChainOptions, FileError, FileStorage, Image, Layer, ParentLink, ReadWrite, finish_interrupted,
+};
 
-use crate::error::{CoalesceError, io_error};
+use crate::error::CoalesceError;
 use crate::merge::{MergeOptions, Moved, merge};
 use crate::merged::is_merged;
 use crate::plan::{Plan, TargetTables};
@@ -72,7 +74,7 @@ impl Coalesce {
     /// # Errors
     /// What [`CoalesceError`] lists.
     pub fn prepare(request: &Request) -> Result<Self, CoalesceError> {
-        let node = request.node.canonicalize().map_err(io_error(&request.node, "open it"))?;
+        let node = request.node.canonicalize().map_err(FileError::when(&request.node, "open it"))?;
         finish_interrupted(node.parent().unwrap_or(Path::new("/")))?;
         let found = Run::open(&node, request)?;
         found.finish_interrupted()?;
@@ -134,7 +136,7 @@ impl Coalesce {
         }
         let path = self.target();
         let stat = rustix::fs::statvfs(path);
-        let stat = stat.map_err(|errno| io_error(path, "tell the free space")(errno.into()))?;
+        let stat = stat.map_err(|errno| FileError::when(path, "tell the free space")(errno.into()))?;
         Ok(Some(ByteCount(stat.f_bavail * stat.f_frsize)))
     }
 
@@ -207,25 +209,25 @@ impl Coalesce {
         };
         target.set_hidden(hidden)?;
         let path = target.path();
-        let mode = fs::metadata(node).map_err(io_error(node, "read its permissions"))?.permissions();
-        fs::set_permissions(path, mode).map_err(io_error(path, "give it the node's permissions"))?;
-        fs::rename(path, node).map_err(io_error(node, "put the merged image in its place"))?;
-        sync_folder_of(node)
+        let mode = fs::metadata(node).map_err(FileError::when(node, "read its permissions"))?.permissions();
+        fs::set_permissions(path, mode).map_err(FileError::when(path, "give it the node's permissions"))?;
+        fs::rename(path, node).map_err(FileError::when(node, "put the merged image in its place"))?;
+        Ok(sync_folder_of(node)?)
     }
 }
 
 /// Deletes files in the order given, each durably before the next.
 fn delete(paths: &[PathBuf]) -> Result<Vec<PathBuf>, CoalesceError> {
     for path in paths {
-        fs::remove_file(path).map_err(io_error(path, "delete it"))?;
+        fs::remove_file(path).map_err(FileError::when(path, "delete it"))?;
         sync_folder_of(path)?;
     }
     Ok(paths.to_vec())
 }
 
-fn sync_folder_of(path: &Path) -> Result<(), CoalesceError> {
+fn sync_folder_of(path: &Path) -> Result<(), FileError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error(folder, "sync the folder"))
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(FileError::when(folder, "sync the folder"))
 }
 
 /// Finds what becomes of the files, and who else reads through the target; refuses what would harm somebody.

@@ -1,11 +1,10 @@
 //! Why a coalesce does not take place, or not to its end.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use vhd_core::{
-    ByteCount, ChainError, FolderError, LinkError, MetadataError, OpenError, ReadError, SnapshotError, StorageError,
-    WriteError,
+    ByteCount, ChainError, FileError, FolderError, LinkError, MetadataError, OpenError, ReadError, SnapshotError,
+    StorageError, WriteError,
 };
 
 use crate::merge::MergeError;
@@ -35,16 +34,8 @@ pub enum CoalesceError {
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     /// A step on a file failed.
-    #[error("{}: cannot {action}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// What the system answered.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// There is nothing to merge into.
     #[error("{}: has no parent to be merged into", node.display())]
     NoParent {
@@ -123,8 +114,4 @@ impl From<LinkError> for CoalesceError {
     fn from(error: LinkError) -> Self {
         Self::Metadata(error.into())
     }
-}
-
-pub(crate) fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> CoalesceError {
-    move |source| CoalesceError::Io { path: path.into(), action, source }
 }

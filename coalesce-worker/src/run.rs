@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
-use vhd_core::{ByteCount, FileStorage, Files, Folder, Image, Layer, Lock, ReadWrite, finish_interrupted};
+use vhd_core::{ByteCount, FileError, FileStorage, Files, Folder, Image, Layer, Lock, ReadWrite, finish_interrupted};
 
 use crate::coalesce::Request;
-use crate::error::{CoalesceError, io_error};
+use crate::error::CoalesceError;
 use crate::target::Target;
 
 /// The images of a run, as found by following the node's parents.
@@ -28,7 +28,7 @@ impl Run {
         let mut parents =
             parents.ok_or_else(|| CoalesceError::NoParent { node: node.into() })?.into_layers().into_iter();
         let mut sources = vec![Layer::Vhd(Box::new(top))];
-        let real = |into: &PathBuf| into.canonicalize().map_err(io_error(into, "open it"));
+        let real = |into: &PathBuf| into.canonicalize().map_err(FileError::when(into, "open it"));
         let into = request.into.as_ref().map(real).transpose()?;
         let target = loop {
             match parents.next() {
@@ -70,7 +70,7 @@ impl Run {
     pub(crate) fn lock(&self) -> Result<(Vec<FileStorage>, Target), CoalesceError> {
         let lock = |layer: &Layer| {
             let path = layer.path();
-            FileStorage::open_writable(path).map_err(io_error(path, "lock it"))
+            FileStorage::open_writable(path).map_err(FileError::when(path, "lock it"))
         };
         let sources = self.sources.iter().map(lock).collect::<Result<_, _>>()?;
         let target = match &self.target {
@@ -98,7 +98,7 @@ impl Neighbours {
     pub(crate) fn children_of(&self, layer: &Layer) -> Result<BTreeSet<PathBuf>, CoalesceError> {
         let unique_id = layer.as_vhd().map_or(Uuid::nil(), |image| image.footer().unique_id());
         let found = self.folders.iter().flat_map(|folder| folder.dependants(layer.path(), unique_id));
-        found.map(|path| path.canonicalize().map_err(io_error(path, "open it"))).collect()
+        Ok(found.map(|path| path.canonicalize().map_err(FileError::when(path, "open it"))).collect::<Result<_, _>>()?)
     }
 
     /// A file other than `child` that needs a layer.

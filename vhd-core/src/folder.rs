@@ -29,6 +29,15 @@ pub struct ParentName {
     pub unique_id: Uuid,
     /// The paths that the child would try, in order.
     pub candidates: Vec<PathBuf>,
+    /// Those of them that lead to a file, without links.
+    pub existing: Vec<PathBuf>,
+}
+
+impl ParentName {
+    fn new(unique_id: Uuid, candidates: Vec<PathBuf>) -> Self {
+        let existing = candidates.iter().filter_map(|path| path.canonicalize().ok()).collect();
+        Self { unique_id, candidates, existing }
+    }
 }
 
 /// One file of a folder.
@@ -154,7 +163,7 @@ impl Folder {
     pub fn dependants(&self, path: &Path, unique_id: Uuid) -> Vec<&Path> {
         let names_it = |parent: &ParentName| {
             (!unique_id.is_nil() && parent.unique_id == unique_id)
-                || parent.candidates.iter().any(|candidate| candidate.canonicalize().is_ok_and(|real| real == path))
+                || parent.existing.iter().any(|existing| existing == path)
         };
         let nodes = self.nodes.iter().map(|node| (&node.path, &node.parent));
         let all = nodes.chain(self.damaged.iter().map(|file| (&file.path, &file.parent)));
@@ -193,14 +202,14 @@ fn salvaged_parent(path: &Path, error: &OpenError) -> Option<ParentName> {
         let candidates = gate::candidates(&container, &header, folder_of(path)).ok()?;
         let unique_id = header.parent_unique_id();
         let names_one = !unique_id.is_nil() || !candidates.is_empty();
-        names_one.then_some(ParentName { unique_id, candidates })
+        names_one.then(|| ParentName::new(unique_id, candidates))
     })
 }
 
 fn read_node(path: &Path) -> Result<Node, OpenError> {
     let image: Image<ReadOnly> = Image::open(path, Lock::None)?;
     let parent = match image.header().filter(|_| image.is_differencing()) {
-        Some(header) => Some(ParentName { unique_id: header.parent_unique_id(), candidates: image.parent_paths()? }),
+        Some(header) => Some(ParentName::new(header.parent_unique_id(), image.parent_paths()?)),
         None => None,
     };
     let footer = image.footer();
@@ -232,8 +241,7 @@ fn link(folder: &Path, nodes: &mut Vec<Node>) -> Vec<Option<NodeId>> {
             continue;
         };
         let parent = if name.unique_id.is_nil() {
-            let found = name.candidates.iter().filter_map(|path| real(path));
-            let found = found.into_iter().find(|path| path.is_file() && path.parent() == folder.as_deref());
+            let found = name.existing.into_iter().find(|path| path.is_file() && path.parent() == folder.as_deref());
             // A file that is called raw and is none is no parent; the chain refuses it, too.
             let found = found.filter(|path| !nodes.iter().any(|node| node.disk_type.is_some() && node.path == *path));
             found.map(|path| {
@@ -248,9 +256,9 @@ fn link(folder: &Path, nodes: &mut Vec<Node>) -> Vec<Option<NodeId>> {
                 [] => None,
                 [only] => Some(*only),
                 several => {
-                    let recorded: Vec<_> = name.candidates.iter().filter_map(|path| real(path)).collect();
-                    let named =
-                        several.iter().find(|&&i| real(&nodes[i].path).is_some_and(|path| recorded.contains(&path)));
+                    let named = several
+                        .iter()
+                        .find(|&&i| real(&nodes[i].path).is_some_and(|path| name.existing.contains(&path)));
                     Some(*named.unwrap_or(&several[0]))
                 }
             }

@@ -75,7 +75,7 @@ pub use header::{HEADER_SIZE, Header, HeaderError};
 pub use image::{BlockFault, FooterOrigin, Image, Layer, OpenError, RawDisk, ReadError, ReadOnly, Region};
 pub use locator::{LocatorEntry, MAX_LOCATOR_LENGTH, PlatformCode};
 pub use metadata::{LinkError, MetadataError, ParentLink};
-pub use new_file::{Existing, write_new_file};
+pub use new_file::{Existing, FileError, write_new_file};
 pub use overlap::Overlap;
 pub use resolve::{Extent, Extents, Source};
 pub use snapshot::{SnapshotError, Snapshotted, Unfinished, finish_interrupted, snapshot};

@@ -5,7 +5,7 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
@@ -21,6 +21,26 @@ pub enum Existing {
     Keep,
     /// Put the new one in its place.
     Replace,
+}
+
+/// A step on a file as a whole that failed: opening, naming, deleting, locking.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: cannot {action}", path.display())]
+pub struct FileError {
+    /// The file.
+    pub path: PathBuf,
+    /// What was tried.
+    pub action: &'static str,
+    /// What the system answered.
+    #[source]
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// Makes the error of a step from what the system answers.
+    pub fn when(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self { path: path.into(), action, source }
+    }
 }
 
 /// Makes a new file with what `fill` writes; the file gets its name only when `fill` has succeeded.

@@ -29,7 +29,7 @@ use crate::footer::Timestamp;
 use crate::gate::FileIdentity;
 use crate::image::{Image, OpenError, ReadError};
 use crate::metadata::{LinkError, MetadataError, ParentLink};
-use crate::new_file::{Existing, folder_of, sync_folder};
+use crate::new_file::{Existing, FileError, folder_of, sync_folder};
 use crate::storage::{FileStorage, Lock, StorageError};
 use crate::write::ReadWrite;
 
@@ -61,16 +61,8 @@ pub enum SnapshotError {
     #[error(transparent)]
     Folder(#[from] FolderError),
     /// A step on a file failed.
-    #[error("{}: cannot {action}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// What the system answered.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Only volumes have snapshots.
     #[error("{}: a hidden base, not a volume; make a child of it with create --parent", path.display())]
     Hidden {
@@ -105,10 +97,6 @@ impl From<LinkError> for SnapshotError {
     fn from(error: LinkError) -> Self {
         Self::Create(error.into())
     }
-}
-
-fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> SnapshotError {
-    move |source| SnapshotError::Io { path: path.into(), action, source }
 }
 
 /// The dot names of a snapshot that is under way.
@@ -167,7 +155,7 @@ fn base_path(folder: &Path, base_id: Uuid) -> PathBuf {
 /// [`finish_interrupted`] completes or takes back.
 pub fn snapshot(volume: &Path, snapshot: &Path, options: &ChainOptions) -> Result<Snapshotted, SnapshotError> {
     // Not the link that leads to it: its file is to get another name.
-    let volume = &volume.canonicalize().map_err(io_error(volume, "open it"))?;
+    let volume = &volume.canonicalize().map_err(FileError::when(volume, "open it"))?;
     let folder = folder_of(volume);
     refuse_unfinished(volume, finish_interrupted(folder)?)?;
     let same_folder = folder_of(snapshot).canonicalize().is_ok_and(|other| other == folder);
@@ -187,7 +175,8 @@ pub fn snapshot(volume: &Path, snapshot: &Path, options: &ChainOptions) -> Resul
         && image.allocated_blocks().next().transpose()?.is_none()
     {
         // Nobody merges the parent away meanwhile.
-        let _held = FileStorage::open(&parent, Lock::Shared).map_err(io_error(&parent, "lock it against merging"))?;
+        let _held =
+            FileStorage::open(&parent, Lock::Shared).map_err(FileError::when(&parent, "lock it against merging"))?;
         let unique_id = image.header().expect("it has a parent").parent_unique_id();
         let link = ParentLink::new(folder, &parent, unique_id)?;
         create_file(snapshot, &child_of(&image, link), Existing::Keep)?;
@@ -199,23 +188,24 @@ pub fn snapshot(volume: &Path, snapshot: &Path, options: &ChainOptions) -> Resul
     let base = base_path(folder, base_id);
     let prepared_volume = Prepared::path(folder, base_id, Role::Volume, volume);
     let prepared_snapshot = Prepared::path(folder, base_id, Role::Snapshot, snapshot);
-    let result = (|| {
+    let result: Result<(), SnapshotError> = (|| {
         let base_name = PathBuf::from(format!("{base_id}.vhd"));
         let link = ParentLink::to_named(&base_name, image.footer().unique_id(), Timestamp::now())?;
         for prepared in [&prepared_volume, &prepared_snapshot] {
             create_file(prepared, &child_of(&image, link.clone()), Existing::Keep)?;
             copy_owner(volume, prepared)?;
         }
-        fs::hard_link(volume, &base).map_err(io_error(&base, "give the volume's file its new name"))?;
-        sync_folder(folder).map_err(io_error(folder, "sync the folder"))?;
-        fs::rename(&prepared_volume, volume).map_err(io_error(volume, "put the new child in the volume's place"))
+        fs::hard_link(volume, &base).map_err(FileError::when(&base, "give the volume's file its new name"))?;
+        sync_folder(folder).map_err(FileError::when(folder, "sync the folder"))?;
+        Ok(fs::rename(&prepared_volume, volume)
+            .map_err(FileError::when(volume, "put the new child in the volume's place"))?)
     })();
     if let Err(error) = result {
         // What cannot be taken back now is taken back by the next snapshot.
         let _ = take_back(folder, base_id, volume);
         return Err(error);
     }
-    sync_folder(folder).map_err(io_error(folder, "sync the folder"))?;
+    sync_folder(folder).map_err(FileError::when(folder, "sync the folder"))?;
     image.set_hidden(true)?;
     show_snapshot(folder, &prepared_snapshot, snapshot)?;
     Ok(Snapshotted::NewBase(base))
@@ -244,24 +234,26 @@ fn refuse_unfinished(volume: &Path, unfinished: Vec<Unfinished>) -> Result<(), S
 }
 
 fn copy_owner(from: &Path, to: &Path) -> Result<(), SnapshotError> {
-    let metadata = fs::metadata(from).map_err(io_error(from, "read its owner"))?;
-    let ours = fs::metadata(to).map_err(io_error(to, "read its owner"))?;
+    let metadata = fs::metadata(from).map_err(FileError::when(from, "read its owner"))?;
+    let ours = fs::metadata(to).map_err(FileError::when(to, "read its owner"))?;
     if (metadata.uid(), metadata.gid()) != (ours.uid(), ours.gid()) {
-        chown(to, Some(metadata.uid()), Some(metadata.gid())).map_err(io_error(to, "give it the volume's owner"))?;
+        chown(to, Some(metadata.uid()), Some(metadata.gid()))
+            .map_err(FileError::when(to, "give it the volume's owner"))?;
     }
-    fs::set_permissions(to, metadata.permissions()).map_err(io_error(to, "give it the volume's permissions"))
+    Ok(fs::set_permissions(to, metadata.permissions())
+        .map_err(FileError::when(to, "give it the volume's permissions"))?)
 }
 
 fn show_snapshot(folder: &Path, prepared: &Path, snapshot: &Path) -> Result<(), SnapshotError> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     renameat_with(CWD, prepared, CWD, snapshot, RenameFlags::NOREPLACE)
-        .map_err(|errno| io_error(snapshot, "give the snapshot its name")(errno.into()))?;
-    sync_folder(folder).map_err(io_error(folder, "sync the folder"))
+        .map_err(|errno| FileError::when(snapshot, "give the snapshot its name")(errno.into()))?;
+    Ok(sync_folder(folder).map_err(FileError::when(folder, "sync the folder"))?)
 }
 
 fn remove_if_there(path: &Path) -> Result<(), SnapshotError> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(path, "remove it")(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::when(path, "remove it")(error).into()),
         _ => Ok(()),
     }
 }
@@ -279,7 +271,7 @@ fn take_back(folder: &Path, base_id: Uuid, volume: &Path) -> Result<(), Snapshot
             remove_if_there(&Prepared::path(folder, base_id, Role::Snapshot, Path::new(&prepared.name)))?;
         }
     }
-    sync_folder(folder).map_err(io_error(folder, "sync the folder"))?;
+    sync_folder(folder).map_err(FileError::when(folder, "sync the folder"))?;
     remove_if_there(&Prepared::path(folder, base_id, Role::Volume, volume))
 }
 
@@ -287,7 +279,7 @@ fn prepared_files(folder: &Path) -> Result<Vec<Prepared>, SnapshotError> {
     let listed = fs::read_dir(folder).and_then(|entries| {
         entries.map(|entry| Ok(Prepared::parse(&entry?.file_name()))).collect::<io::Result<Vec<_>>>()
     });
-    Ok(listed.map_err(io_error(folder, "list the folder"))?.into_iter().flatten().collect())
+    Ok(listed.map_err(FileError::when(folder, "list the folder"))?.into_iter().flatten().collect())
 }
 
 /// An interrupted snapshot that could be neither finished nor taken back. It hinders nobody but its volume.

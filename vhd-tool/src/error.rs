@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use coalesce_worker::CoalesceError;
 use vhd_core::{
-    ByteCount, ChainError, CreateError, FolderError, LinkError, MetadataError, OpenError, ReadError, SnapshotError,
-    StorageError, WriteError,
+    ByteCount, ChainError, CreateError, FileError, FolderError, LinkError, MetadataError, OpenError, ReadError,
+    SnapshotError, StorageError, WriteError,
 };
 
 use crate::output;
@@ -90,16 +90,8 @@ pub(crate) enum Refusal {
         path: PathBuf,
     },
     /// The system refused something outside the images.
-    #[error("{}: cannot {action}", path.display())]
-    Io {
-        /// The file, or what stands for it.
-        path: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// What the system answered.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 const LOCKED: &str = "another process uses the image: detach the disk there, or wait until that work has ended";
@@ -124,7 +116,7 @@ impl CommandError {
     pub(crate) fn stdout(source: io::Error) -> Self {
         let closed = source.kind() == io::ErrorKind::BrokenPipe;
         let kind = if closed { ErrorKind::ClosedPipe } else { ErrorKind::Failed };
-        let refusal = Refusal::Io { path: "standard output".into(), action: "write", source };
+        let refusal = Refusal::io("standard output", "write")(source);
         Self { kind, ..Self::failed(refusal) }
     }
 
@@ -273,6 +265,6 @@ impl Refusal {
     /// Makes the error of a failed step on a file.
     pub(crate) fn io(path: impl Into<PathBuf>, action: &'static str) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { path, action, source }
+        move |source| FileError { path, action, source }.into()
     }
 }

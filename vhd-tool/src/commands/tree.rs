@@ -122,7 +122,7 @@ fn describe(folder: &Folder, id: NodeId, depth: usize) -> Image {
         depth,
         absent_parent: node.parent.as_ref().filter(|_| parent.is_none()).map(|parent| AbsentParent {
             uuid: parent.unique_id,
-            elsewhere: parent.candidates.iter().find(|path| path.exists()).map(|path| path.display().to_string()),
+            elsewhere: parent.existing.first().map(|path| path.display().to_string()),
         }),
         parent,
     }
