@@ -55,16 +55,15 @@ pub struct Outcome {
 /// A run that is open, locked, checked and planned.
 #[derive(Debug)]
 pub struct Coalesce {
-    /// Newest first.
-    sources: Vec<Layer>,
+    run: Run,
     /// Nobody writes to the sources, or makes children of them, as long as these are held.
     _locks: Vec<FileStorage>,
     target: Target,
-    /// The size of the target's own parent, or zero.
-    beneath: ByteCount,
     children: Vec<Image<ReadWrite>>,
     plan: Plan,
     ending: Ending,
+    /// A child of the target that is not of the run; the target holds everything already.
+    beside: Option<PathBuf>,
 }
 
 impl Coalesce {
@@ -96,14 +95,13 @@ impl Coalesce {
             Target::Vhd(image) => TargetTables::of_vhd(image)?,
             Target::Raw(container) => TargetTables::of_raw(container.len()?),
         };
-        let Run { sources, target: target_layer, beneath } = run;
-        let plan = Plan::new(&sources, &tables, sources[0].sectors().bytes())?;
-        if let Some(child) = beside
-            && !is_merged(&plan, &sources, &target_layer)?
+        let plan = Plan::new(&run.sources, &tables, run.sources[0].sectors().bytes())?;
+        if let Some(child) = &beside
+            && !is_merged(&plan, &run.sources, &run.target)?
         {
-            return Err(CoalesceError::OtherChild { node: target_layer.path().into(), child });
+            return Err(CoalesceError::OtherChild { node: run.target.path().into(), child: child.clone() });
         }
-        Ok(Self { sources, _locks: locks, target, beneath, children, plan, ending })
+        Ok(Self { run, _locks: locks, target, children, plan, ending, beside })
     }
 
     /// What will move.
@@ -113,7 +111,7 @@ impl Coalesce {
 
     /// The images that are merged, newest first.
     pub fn sources(&self) -> &[Layer] {
-        &self.sources
+        &self.run.sources
     }
 
     /// The image that they are merged into.
@@ -156,8 +154,8 @@ impl Coalesce {
             let (path, needed) = (self.target().into(), self.plan.space_needed);
             return Err(CoalesceError::NoSpace { path, needed, free });
         }
-        self.target.grow(self.sources[0].sectors().bytes(), self.beneath)?;
-        let moved = match merge(&self.plan, &self.sources, &self.target, options) {
+        self.target.grow(self.run.sources[0].sectors().bytes(), self.run.beneath)?;
+        let moved = match merge(&self.plan, &self.run.sources, &self.target, options) {
             Ok(moved) => moved,
             Err(error) => {
                 // What has been written does no harm; the target gets its footer back. The first error is the one to tell.
@@ -166,10 +164,16 @@ impl Coalesce {
             }
         };
 
-        if self.ending != Ending::Keep {
-            self.target.cut(self.sources[0].sectors().bytes())?;
+        // Programs that know nothing of our locks may have made children since.
+        let (ending, beside) = choose_ending(&self.run, self.ending == Ending::Keep)?;
+        if (&ending, &beside) != (&self.ending, &self.beside) {
+            self.target.close()?;
+            return Err(CoalesceError::Changed { node: self.run.sources[0].path().into() });
         }
-        let paths: Vec<PathBuf> = self.sources.iter().map(|layer| layer.path().into()).collect();
+        if self.ending != Ending::Keep {
+            self.target.cut(self.run.sources[0].sectors().bytes())?;
+        }
+        let paths: Vec<PathBuf> = self.run.sources.iter().map(|layer| layer.path().into()).collect();
         let mut outcome = Outcome { target: self.target().into(), moved, relinked: Vec::new(), deleted: Vec::new() };
         match &self.ending {
             Ending::Keep => {}
@@ -203,7 +207,7 @@ impl Coalesce {
     }
 
     fn take_place_of_node(&mut self, node: &Path) -> Result<(), CoalesceError> {
-        let hidden = self.sources[0].as_vhd().is_some_and(|image| image.footer().hidden());
+        let hidden = self.run.sources[0].as_vhd().is_some_and(|image| image.footer().hidden());
         let Target::Vhd(target) = &mut self.target else {
             return Err(CoalesceError::RawTarget { target: self.target().into(), node: node.into() });
         };

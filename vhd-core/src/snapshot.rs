@@ -191,10 +191,14 @@ pub fn snapshot(volume: &Path, snapshot: &Path, options: &ChainOptions) -> Resul
     let result: Result<(), SnapshotError> = (|| {
         let base_name = PathBuf::from(format!("{base_id}.vhd"));
         let link = ParentLink::to_named(&base_name, image.footer().unique_id(), Timestamp::now())?;
-        for prepared in [&prepared_volume, &prepared_snapshot] {
-            create_file(prepared, &child_of(&image, link.clone()), Existing::Keep)?;
-            copy_owner(volume, prepared)?;
-        }
+        let prepare = |path: &Path| -> Result<(), SnapshotError> {
+            create_file(path, &child_of(&image, link.clone()), Existing::Keep)?;
+            copy_owner(volume, path)
+        };
+        prepare(&prepared_volume)?;
+        // Tells whoever looks that this process lives. Without it they would find that out from the volume's own lock.
+        let _held = FileStorage::open(&prepared_volume, Lock::Exclusive).ok();
+        prepare(&prepared_snapshot)?;
         fs::hard_link(volume, &base).map_err(FileError::when(&base, "give the volume's file its new name"))?;
         sync_folder(folder).map_err(FileError::when(folder, "sync the folder"))?;
         Ok(fs::rename(&prepared_volume, volume)
@@ -327,12 +331,19 @@ fn take_back_if_dead(folder: &Path, base_id: Uuid, prepared: &Path, volume: &Pat
         // Deleted since. Its data, if it had got its second name already, stays under that.
         return take_back(folder, base_id, volume);
     }
-    let _locked = match Image::open_writable(volume) {
+    // A living process holds its prepared file. The volume itself is touched only if that is free: whoever wants to use
+    // it must not find it busy because somebody has looked.
+    let _prepared = match FileStorage::open(prepared, Lock::Exclusive) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Ok(()),
+        Err(error) => return Err(FileError::when(prepared, "lock it")(error).into()),
+    };
+    let _volume = match Image::open_writable(volume) {
         Ok(image) => image,
         Err(error) if is_locked(&error) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    // Before the lock was ours, the process may have got on: then this is the new child, and nothing is to be taken back.
+    // Before the locks were ours, the process may have got on: then this is the new child, and nothing is to be taken back.
     if prepared.exists() { take_back(folder, base_id, volume) } else { Ok(()) }
 }
 

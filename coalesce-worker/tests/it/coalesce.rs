@@ -371,6 +371,21 @@ fn copies_are_not_taken_for_each_other() {
     refused_for(&execute(&request(&path("mid.vhd"), None)).unwrap_err(), "leaf.vhd");
 }
 
+/// Others know nothing of our locks.
+#[test]
+fn a_child_that_somebody_makes_meanwhile_is_not_orphaned() {
+    let folder = golden::unpack(&["base.vhd", "mid.vhd", "leaf.vhd"]);
+    let path = |name: &str| folder.path().join(name);
+    let prepared = Coalesce::prepare(&request(&path("mid.vhd"), None)).unwrap();
+    golden::unpack_into(folder.path(), &["sibling.vhd"]);
+    let before = hash(&path("sibling.vhd"));
+    let error = prepared.execute(&MergeOptions { threads: 1, progress: &|_| {} }).unwrap_err();
+    assert!(matches!(error, CoalesceError::Changed { .. }), "{error}");
+    assert_eq!(hash(&path("sibling.vhd")), before);
+    execute(&request(&path("mid.vhd"), None)).unwrap();
+    assert_eq!(hash(&path("sibling.vhd")), before);
+}
+
 /// Between plan and end nobody writes to the run or makes children of it; all our own ways ask for the lock.
 #[test]
 fn a_prepared_run_stays_as_it_is() {
