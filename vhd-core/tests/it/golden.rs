@@ -120,3 +120,28 @@ fn an_unfinished_resize_is_refused_unless_asked_for() {
     Chain::open(&path, &ChainOptions { unfinished_resize: accept, ..ChainOptions::default() }).unwrap();
     assert!(Image::open_writable(Path::new(&path)).is_err());
 }
+
+#[test]
+fn writing_keeps_what_it_does_not_mean_to_change() {
+    let folder = golden::unpack(&["meta.vhd"]);
+    let path = folder.path().join("meta.vhd");
+    let before = Image::open(&path, vhd_core::Lock::None).unwrap();
+    let mut image = Image::open_writable(&path).unwrap();
+    let block = vhd_core::SectorRange::new(vhd_core::Sector(0), vhd_core::SectorCount(4096));
+    image.write(block, &testkit::pattern::fill(block, 3)).unwrap();
+    image.set_size(vhd_core::ByteCount(4 << 30), vhd_core::ByteCount(0)).unwrap();
+    image.close().unwrap();
+    let after = Image::open(&path, vhd_core::Lock::None).unwrap();
+    assert_ne!(
+        after.batmap().unwrap().map_offset(),
+        before.batmap().unwrap().map_offset(),
+        "it has moved with the BAT"
+    );
+    assert_eq!(after.batmap().unwrap().marker(), 5);
+    assert_eq!(after.batmap().unwrap().key_hash(), before.batmap().unwrap().key_hash());
+    assert_eq!(after.footer().unique_id(), before.footer().unique_id());
+    assert_eq!(after.footer().timestamp(), before.footer().timestamp());
+    assert_eq!(after.footer().original_size(), before.footer().original_size());
+    assert!(after.footer().hidden());
+    assert_eq!(check::file(&path).unwrap().findings(), []);
+}
