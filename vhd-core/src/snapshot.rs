@@ -348,14 +348,18 @@ fn take_back_if_dead(folder: &Path, base_id: Uuid, prepared: &Path, volume: &Pat
 }
 
 fn show_if_dead(folder: &Path, base_id: Uuid, prepared: &Path, snapshot: &Path) -> Result<(), SnapshotError> {
-    let mut base = match Image::open_writable(&base_path(folder, base_id)) {
+    let base = Image::open_writable(&base_path(folder, base_id));
+    // A list made while files appear can lack the volume's, which was there first. Looked at again, under the lock, it
+    // does not: as long as that file waits, nothing is to be shown.
+    let waits_for_volume = |other: &Prepared| other.role == Role::Volume && other.base_id == base_id;
+    if !prepared.exists() || prepared_files(folder)?.iter().any(waits_for_volume) {
+        return Ok(());
+    }
+    let mut base = match base {
         Ok(base) => base,
         Err(error) if is_locked(&error) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    if !prepared.exists() {
-        return Ok(());
-    }
     base.set_hidden(true)?;
     show_snapshot(folder, prepared, snapshot)
 }
