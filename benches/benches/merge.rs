@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use benches::{Shape, copy_sparse};
-use coalesce_worker::{Coalesce, MergeOptions, Request};
+use coalesce_worker::{Coalesce, Direction, Request};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use testkit::worker;
 use vhd_core::ChainOptions;
 
 fn merge(criterion: &mut Criterion) {
@@ -23,15 +24,15 @@ fn merge(criterion: &mut Criterion) {
         let request = Request {
             node: paths[paths.len() - 1].clone(),
             into: Some(base.clone()),
+            direction: Direction::Down,
             keep: true,
-            options: ChainOptions::default(),
         };
-        let prepare = || Coalesce::prepare(&request).expect("the run was just made");
-        let options = MergeOptions { threads: 0, progress: &|_| () };
+        let repository = worker::repository_of(&request.node, &ChainOptions::default());
+        let prepare = || Coalesce::prepare(&repository, &request).expect("the run was just made");
 
         group.throughput(Throughput::Bytes(prepare().plan().data.0));
         group.bench_function(name, |bencher| {
-            let merge = |()| prepare().execute(&options).expect("the folder has room");
+            let merge = |()| worker::execute(prepare()).expect("the folder has room");
             bencher.iter_batched(|| copy_sparse(&pristine, base), merge, BatchSize::PerIteration);
         });
     }

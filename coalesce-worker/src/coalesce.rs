@@ -1,31 +1,35 @@
 //! One coalesce, from the request to the deleted files.
 
-use std::fs::{self, File};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
-use vhd_core::{
-    ByteCount, ChainOptions, FileError, FileStorage, Image, Layer, ParentLink, ReadWrite, finish_interrupted,
-};
+use vhd_core::{ByteCount, FileError, Image, Layer, Sector};
 
 use crate::error::CoalesceError;
-use crate::merge::{MergeOptions, Moved, merge};
-use crate::merged::is_merged;
-use crate::plan::{Plan, TargetTables};
-use crate::run::{Run, open_children};
+use crate::finish::{Finish, Finished};
+use crate::journal::Journal;
+use crate::merge::{Merge, MergeError, MergeOptions, Moved};
+use crate::plan::Plan;
+use crate::record::{Direction, MergeIntent, Record, Stamp};
+use crate::repository::{Repository, StructureLock};
+use crate::run::{LockedRun, Neighbours, Run, is_free, open_child};
 use crate::target::Target;
+use crate::yielding;
 
 /// What is to be merged.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The newest image of the run.
     pub node: PathBuf,
-    /// The image that all is merged into; the node's parent where it is not given.
+    /// The lowest image of the run; the node's parent where it is not given.
     pub into: Option<PathBuf>,
+    /// Which of the two all is merged into.
+    pub direction: Direction,
     /// Merge only: relink, rename and delete nothing.
     pub keep: bool,
-    /// Which parents may be opened.
-    pub options: ChainOptions,
 }
 
 /// What becomes of the files once all is merged.
@@ -37,6 +41,8 @@ pub enum Ending {
     Relink(Vec<PathBuf>),
     /// The node has no children: the target takes its place.
     TakeName,
+    /// The node, which is the target, becomes a child of what lies beneath the run, or needs nobody any more.
+    Stand,
 }
 
 /// What was done.
@@ -46,77 +52,87 @@ pub struct Outcome {
     pub target: PathBuf,
     /// What was moved.
     pub moved: Moved,
-    /// Children that were relinked to the target.
+    /// Images that have another parent now.
     pub relinked: Vec<PathBuf>,
     /// Files that are gone.
     pub deleted: Vec<PathBuf>,
+    /// An image that somebody uses: the rest is done when he has let go, by whoever opens the repository then.
+    pub waits_for: Option<PathBuf>,
 }
 
 /// A run that is open, locked, checked and planned.
 #[derive(Debug)]
-pub struct Coalesce {
+pub struct Coalesce<'a> {
+    repository: &'a Repository,
     run: Run,
-    /// Nobody writes to the sources, or makes children of them, as long as these are held.
-    _locks: Vec<FileStorage>,
-    target: Target,
-    children: Vec<Image<ReadWrite>>,
+    /// Nobody writes to the images, or makes children of them, as long as these are held.
+    locked: LockedRun,
     plan: Plan,
     ending: Ending,
-    /// A child of the target that is not of the run; the target holds everything already.
-    beside: Option<PathBuf>,
+    intent: MergeIntent,
+    interrupted: Option<Interrupted>,
+    /// Interrupted merges of other runs that have images in common with this one: what they did is not to be relied on.
+    superseded: Vec<Journal>,
 }
 
-impl Coalesce {
-    /// Opens and locks the run, checks that it can be merged, and plans the merge. Changes nothing, but for finishing
-    /// snapshots whose process has died.
+/// The same merge, by a process that died.
+#[derive(Debug)]
+struct Interrupted {
+    journal: Journal,
+    from: Sector,
+}
+
+impl<'a> Coalesce<'a> {
+    /// Opens and locks the run, checks that it can be merged, and plans the merge. Changes nothing.
     ///
     /// # Errors
     /// What [`CoalesceError`] lists.
-    pub fn prepare(request: &Request) -> Result<Self, CoalesceError> {
+    pub fn prepare(repository: &'a Repository, request: &Request) -> Result<Self, CoalesceError> {
         let node = request.node.canonicalize().map_err(FileError::when(&request.node, "open it"))?;
-        finish_interrupted(node.parent().unwrap_or(Path::new("/")))?;
-        let found = Run::open(&node, request)?;
-        found.finish_interrupted()?;
-        let (locks, target) = found.lock()?;
+        let structure = repository.lock_structure()?;
+        let found = Run::open(repository, &node, request)?;
+        let locked = found.lock()?;
         // What was found before the locks may have been replaced since.
-        let run = Run::open(&node, request)?;
+        let run = Run::open(repository, &node, request)?;
         if run.paths() != found.paths() {
             return Err(CoalesceError::Changed { node });
         }
-        let (ending, beside) = choose_ending(&run, request.keep)?;
-        let children = match &ending {
-            Ending::Relink(paths) => open_children(&run.sources[0], paths)?,
-            Ending::Keep | Ending::TakeName => Vec::new(),
-        };
-        for image in run.sources.iter().filter_map(Layer::as_vhd) {
+        let neighbours = Neighbours::of(repository, run.layers().iter().map(Layer::path))?;
+        neighbours.check_only_children(&identities(&run), &BTreeSet::new())?;
+        let ending = choose_ending(&run, &neighbours, request)?;
+        let intent = run.intent(repository, request.keep)?;
+        let (interrupted, superseded) = find_interrupted(repository, &intent, &structure)?;
+        drop(structure);
+
+        for image in run.sources().iter().filter_map(Layer::as_vhd) {
             image.check_blocks()?;
         }
-        let tables = match &target {
-            Target::Vhd(image) => TargetTables::of_vhd(image)?,
-            Target::Raw(container) => TargetTables::of_raw(container.len()?),
+        let hidden = match request.direction {
+            Direction::Down => locked.target.size()?,
+            Direction::Up => run.size_beneath(),
         };
-        let plan = Plan::new(&run.sources, &tables, run.sources[0].sectors().bytes())?;
-        if let Some(child) = &beside
-            && !is_merged(&plan, &run.sources, &run.target)?
-        {
-            return Err(CoalesceError::OtherChild { node: run.target.path().into(), child: child.clone() });
-        }
-        Ok(Self { run, _locks: locks, target, children, plan, ending, beside })
+        let plan = Plan::new(run.sources(), &locked.target, request.direction, run.node().size(), hidden)?;
+        Ok(Self { repository, run, locked, plan, ending, intent, interrupted, superseded })
     }
 
-    /// What will move.
+    /// What will move, if nothing has been moved before.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
+    /// Everything before this sector was moved by a merge that was interrupted.
+    pub fn resumes_at(&self) -> Option<Sector> {
+        self.interrupted.as_ref().map(|interrupted| interrupted.from)
+    }
+
     /// The images that are merged, newest first.
     pub fn sources(&self) -> &[Layer] {
-        &self.run.sources
+        self.run.sources()
     }
 
     /// The image that they are merged into.
     pub fn target(&self) -> &Path {
-        self.target.container().path()
+        self.locked.target.container().path()
     }
 
     /// What becomes of the files afterwards.
@@ -129,145 +145,167 @@ impl Coalesce {
     /// # Errors
     /// What the system answers.
     pub fn free_space(&self) -> Result<Option<ByteCount>, CoalesceError> {
-        if self.target.container().has_fixed_size() {
+        if self.locked.target.container().has_fixed_size() {
             return Ok(None);
         }
-        let path = self.target();
-        let stat = rustix::fs::statvfs(path);
-        let stat = stat.map_err(|errno| FileError::when(path, "tell the free space")(errno.into()))?;
-        Ok(Some(ByteCount(stat.f_bavail * stat.f_frsize)))
+        Ok(Some(free_space(self.target())?))
     }
 
     /// Merges, relinks or renames, and deletes.
     ///
     /// # Errors
-    /// What [`CoalesceError`] lists. Every leaf then reads as before, and the same request can be made again.
+    /// What [`CoalesceError`] lists. Every leaf then reads as before, and the same request goes on from there.
     ///
     /// # Crash safety
-    /// In this order, each durable before the next: the target grows; the merge; each child is relinked, or the target
-    /// gets the node's hidden state and then, by one rename, its name; the merged files are deleted, newest first. Dying
-    /// after that rename leaves merged files that nothing needs, the lowest without its parent.
-    pub fn execute(mut self, options: &MergeOptions<'_>) -> Result<Outcome, CoalesceError> {
-        if let Some(free) = self.free_space()?
-            && free < self.plan.space_needed
-        {
-            let (path, needed) = (self.target().into(), self.plan.space_needed);
-            return Err(CoalesceError::NoSpace { path, needed, free });
+    /// Every step is journaled before it is taken, and each is durable before the next: the target grows; the merge, with
+    /// checkpoints; then what [`Ending`] says; then the merged files are deleted, newest first, once nobody can have them
+    /// open. Whoever opens the repository after a crash does what is left to do after the merge, and a merge of the same
+    /// run goes on at the last checkpoint.
+    pub fn execute(self, options: &MergeOptions<'_>) -> Result<Outcome, CoalesceError> {
+        let Self { repository, run, locked, plan, intent, interrupted, superseded, .. } = self;
+        let LockedRun { mut target, sources: locks } = locked;
+        let from = interrupted.as_ref().map_or(Sector(0), |interrupted| interrupted.from);
+        check_space(&plan, &target, from)?;
+        let structure = repository.lock_structure()?;
+        for journal in superseded {
+            journal.remove()?;
         }
-        self.target.grow(self.run.sources[0].sectors().bytes(), self.run.beneath)?;
-        let moved = match merge(&self.plan, &self.run.sources, &self.target, options) {
+        let mut journal = match interrupted {
+            Some(Interrupted { journal, .. }) => journal,
+            None => Journal::begin(&repository.state(), &Record::Merge(intent.clone()))?,
+        };
+        drop(structure);
+        let yield_note = yielding::note_for(journal.path());
+        let _ = fs::remove_file(&yield_note);
+
+        let merged: Result<Moved, CoalesceError> = (|| {
+            if intent.direction == Direction::Down {
+                target.grow(run.node().size(), run.size_beneath())?;
+            }
+            let merge =
+                Merge { plan: &plan, sources: run.sources(), target: &target, options, from, yield_note: &yield_note };
+            Ok(merge.run(&mut |sector| journal.append(&Record::Checkpoint { sector: sector.0 }))?)
+        })();
+        let moved = match merged {
             Ok(moved) => moved,
             Err(error) => {
-                // What has been written does no harm; the target gets its footer back. The first error is the one to tell.
-                let _ = self.target.close();
-                return Err(error.into());
+                // What has been written does no harm, and the target gets its footer back. The first error is the one to tell.
+                match error {
+                    CoalesceError::Merge(MergeError::Aborted(_) | MergeError::Yielded) => target.abandon(),
+                    _ => drop(target.close()),
+                }
+                return Err(error);
             }
         };
-
-        // Programs that know nothing of our locks may have made children since.
-        let (ending, beside) = choose_ending(&self.run, self.ending == Ending::Keep)?;
-        if (&ending, &beside) != (&self.ending, &self.beside) {
-            self.target.close()?;
-            return Err(CoalesceError::Changed { node: self.run.sources[0].path().into() });
-        }
-        if self.ending != Ending::Keep {
-            self.target.cut(self.run.sources[0].sectors().bytes())?;
-        }
-        let paths: Vec<PathBuf> = self.run.sources.iter().map(|layer| layer.path().into()).collect();
-        let mut outcome = Outcome { target: self.target().into(), moved, relinked: Vec::new(), deleted: Vec::new() };
-        match &self.ending {
-            Ending::Keep => {}
-            Ending::Relink(_) => {
-                for child in std::mem::take(&mut self.children) {
-                    outcome.relinked.push(self.relink(child)?);
-                }
-                outcome.deleted = delete(&paths)?;
-            }
-            Ending::TakeName => {
-                self.take_place_of_node(&paths[0])?;
-                outcome.deleted.push(std::mem::replace(&mut outcome.target, paths[0].clone()));
-                outcome.deleted.extend(delete(&paths[1..])?);
-            }
-        }
-        self.target.close()?;
+        journal.append(&Record::Merged)?;
+        let structure = repository.lock_structure()?;
+        let mut outcome = Outcome {
+            target: target.container().path().into(),
+            moved,
+            relinked: Vec::new(),
+            deleted: Vec::new(),
+            waits_for: None,
+        };
+        let finish = Finish { repository, intent: &intent, relinked: BTreeSet::new(), target, locks };
+        let Finished { target, relinked, deleted, waits_for } = finish.run(journal, &structure)?;
+        (outcome.target, outcome.relinked, outcome.deleted, outcome.waits_for) = (target, relinked, deleted, waits_for);
         Ok(outcome)
     }
-
-    /// Makes an image a child of the target.
-    fn relink(&self, mut child: Image<ReadWrite>) -> Result<PathBuf, CoalesceError> {
-        let unique_id = match &self.target {
-            Target::Vhd(image) => image.footer().unique_id(),
-            Target::Raw(_) => Uuid::nil(),
-        };
-        let path = child.path().to_path_buf();
-        let folder = path.parent().unwrap_or(Path::new("."));
-        child.relink(&ParentLink::new(folder, self.target(), unique_id)?)?;
-        child.close()?;
-        Ok(path)
-    }
-
-    fn take_place_of_node(&mut self, node: &Path) -> Result<(), CoalesceError> {
-        let hidden = self.run.sources[0].as_vhd().is_some_and(|image| image.footer().hidden());
-        let Target::Vhd(target) = &mut self.target else {
-            return Err(CoalesceError::RawTarget { target: self.target().into(), node: node.into() });
-        };
-        target.set_hidden(hidden)?;
-        let path = target.path();
-        let mode = fs::metadata(node).map_err(FileError::when(node, "read its permissions"))?.permissions();
-        fs::set_permissions(path, mode).map_err(FileError::when(path, "give it the node's permissions"))?;
-        fs::rename(path, node).map_err(FileError::when(node, "put the merged image in its place"))?;
-        Ok(sync_folder_of(node)?)
-    }
 }
 
-/// Deletes files in the order given, each durably before the next.
-fn delete(paths: &[PathBuf]) -> Result<Vec<PathBuf>, CoalesceError> {
-    for path in paths {
-        fs::remove_file(path).map_err(FileError::when(path, "delete it"))?;
-        sync_folder_of(path)?;
+/// The images of a run and who they are, newest first.
+fn identities(run: &Run) -> Vec<(PathBuf, Uuid)> {
+    let id = |layer: &Layer| layer.as_vhd().map_or(Uuid::nil(), |image| image.footer().unique_id());
+    run.layers().iter().map(|layer| (layer.path().to_path_buf(), id(layer))).collect()
+}
+
+/// The space that is free in the file system of `path`.
+pub(crate) fn free_space(path: &Path) -> Result<ByteCount, FileError> {
+    let stat = rustix::fs::statvfs(path);
+    let stat = stat.map_err(|errno| FileError::when(path, "tell the free space")(errno.into()))?;
+    Ok(ByteCount(stat.f_bavail * stat.f_frsize))
+}
+
+fn check_space(plan: &Plan, target: &Target, from: Sector) -> Result<(), CoalesceError> {
+    // Of a merge that goes on, some of the space has been taken already.
+    if target.container().has_fixed_size() || from > Sector(0) {
+        return Ok(());
     }
-    Ok(paths.to_vec())
+    let path = target.container().path();
+    let free = free_space(path)?;
+    if free < plan.space_needed {
+        return Err(CoalesceError::NoSpace { path: path.into(), needed: plan.space_needed, free });
+    }
+    Ok(())
 }
 
-fn sync_folder_of(path: &Path) -> Result<(), FileError> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(FileError::when(folder, "sync the folder"))
-}
-
-/// Finds what becomes of the files, and who else reads through the target; refuses what would harm somebody.
-fn choose_ending(run: &Run, keep: bool) -> Result<(Ending, Option<PathBuf>), CoalesceError> {
-    let neighbours = run.neighbours()?;
-    let node = &run.sources[0];
-    let mut child = node.path();
-    for layer in &run.sources[1..] {
-        if let Some(other) = neighbours.other_child(layer, child)? {
-            return Err(CoalesceError::OtherChild { node: layer.path().into(), child: other });
+/// Looks for a merge of just this run that was interrupted, and for those of other runs with images of it.
+fn find_interrupted(
+    repository: &Repository,
+    intent: &MergeIntent,
+    _: &StructureLock,
+) -> Result<(Option<Interrupted>, Vec<Journal>), CoalesceError> {
+    let (mut same, mut superseded) = (None, Vec::new());
+    for path in Journal::list(&repository.state())? {
+        let Some((journal, records)) = Journal::take_over(&path)? else { continue };
+        let Some(Record::Merge(other)) = records.first() else { continue };
+        if other.is_resumed_by(intent) && same.is_none() {
+            let checkpoint = records.iter().rev().find_map(|record| match record {
+                Record::Checkpoint { sector } => Some(Sector(*sector)),
+                _ => None,
+            });
+            // What has been moved up is found in the target itself.
+            let from = checkpoint.filter(|_| intent.direction == Direction::Down).unwrap_or_default();
+            same = Some(Interrupted { journal, from });
+        } else if other.files().any(|file| intent.files().any(|ours| ours.path == file.path)) {
+            superseded.push(journal);
         }
-        child = layer.path();
     }
-    let beside = neighbours.other_child(&run.target, child)?;
-    if keep {
-        return Ok((Ending::Keep, beside));
+    Ok((same, superseded))
+}
+
+impl MergeIntent {
+    /// Tells whether what this merge has done is good for `now`: the same run, of images that have not changed since.
+    pub(crate) fn is_resumed_by(&self, now: &Self) -> bool {
+        let same_run = (self.direction, self.keep, &self.target, &self.sources, &self.beneath)
+            == (now.direction, now.keep, &now.target, &now.sources, &now.beneath);
+        let unchanged = !self.node_is_volume || self.volume.is_some() && self.volume == now.volume;
+        same_run && unchanged && self.node_is_volume == now.node_is_volume
     }
-    let devices = run.sources.iter().chain([&run.target]);
-    if let Some(device) = devices.into_iter().find(|layer| layer.container().has_fixed_size()) {
+
+    /// Tells whether the newest source is what it was when the merge began.
+    pub(crate) fn node_is_unchanged(&self, node: &Path) -> bool {
+        !self.node_is_volume || self.volume.is_some() && Stamp::of(node).is_ok_and(|now| now == self.volume)
+    }
+}
+
+/// Finds what becomes of the files; refuses what cannot be done.
+fn choose_ending(run: &Run, neighbours: &Neighbours, request: &Request) -> Result<Ending, CoalesceError> {
+    if request.keep && request.direction == Direction::Down {
+        return Ok(Ending::Keep);
+    }
+    if let Some(device) = run.layers().iter().find(|layer| layer.container().has_fixed_size()) {
         return Err(CoalesceError::Device { path: device.path().into() });
     }
-    let children: Vec<_> = neighbours.children_of(node)?.into_iter().collect();
-    let hidden = node.as_vhd().is_some_and(|image| image.footer().hidden());
-    let ending = match (children.is_empty(), &beside) {
-        (false, _) => Ending::Relink(children),
-        // All its children have been relinked, and the target is theirs.
-        (true, Some(_)) if hidden => Ending::Relink(children),
-        (true, Some(child)) => {
-            return Err(CoalesceError::OtherChild { node: run.target.path().into(), child: child.clone() });
+    let (node, node_id) = (run.node().path(), identities(run)[0].1);
+    if request.direction == Direction::Up {
+        let has_blocks = |layer: &Layer| layer.as_vhd().is_some_and(|image| image.header().is_some());
+        if let Some(flat) = run.sources().iter().find(|layer| !has_blocks(layer)) {
+            return Err(CoalesceError::FlatSource { path: flat.path().into() });
         }
-        (true, None) => {
-            check_can_take_name(&run.target, node.path())?;
-            Ending::TakeName
+        return if request.keep { Err(CoalesceError::KeepUp) } else { Ok(Ending::Stand) };
+    }
+    let children: Vec<_> = neighbours.children_of(node, node_id)?.into_iter().collect();
+    if children.is_empty() {
+        check_can_take_name(run.target(), node)?;
+        return Ok(Ending::TakeName);
+    }
+    for child in &children {
+        if open_child(node, node_id, child)?.is_none() {
+            return Err(FileError::when(child, "lock it")(io::ErrorKind::ResourceBusy.into()).into());
         }
-    };
-    Ok((ending, beside))
+    }
+    Ok(Ending::Relink(children))
 }
 
 fn check_can_take_name(target: &Layer, node: &Path) -> Result<(), CoalesceError> {
@@ -279,4 +317,23 @@ fn check_can_take_name(target: &Layer, node: &Path) -> Result<(), CoalesceError>
         return Err(CoalesceError::OtherFolder { target: target_path, node });
     }
     Ok(())
+}
+
+/// Tells whether nobody uses any of these images now.
+pub(crate) fn first_in_use<'p>(paths: impl IntoIterator<Item = &'p PathBuf>) -> Result<Option<PathBuf>, CoalesceError> {
+    for path in paths {
+        if !is_free(path)? {
+            return Ok(Some(path.clone()));
+        }
+    }
+    Ok(None)
+}
+
+/// Opens an image of a run that has been interrupted, as its target.
+pub(crate) fn reopen_target(path: &Path, unique_id: Uuid) -> Result<Target, CoalesceError> {
+    if unique_id.is_nil() {
+        Ok(Target::open_raw(path)?)
+    } else {
+        Ok(Target::Vhd(Box::new(Image::open_writable(path)?)))
+    }
 }

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use vhd_core::{
-    ByteCount, ChainError, FileError, FolderError, LinkError, MetadataError, OpenError, ReadError, SnapshotError,
-    StorageError, WriteError,
+    ByteCount, ChainError, FileError, FolderError, LinkError, MetadataError, OpenError, ReadError, StorageError,
+    WriteError,
 };
 
+use crate::delete::is_busy;
 use crate::merge::MergeError;
 
 /// Why nothing, or not all, was done.
@@ -30,9 +31,6 @@ pub enum CoalesceError {
     /// A folder cannot be listed.
     #[error(transparent)]
     Folder(#[from] FolderError),
-    /// A snapshot that was interrupted cannot be finished.
-    #[error(transparent)]
-    Snapshot(#[from] SnapshotError),
     /// A step on a file failed.
     #[error(transparent)]
     File(#[from] FileError),
@@ -86,6 +84,15 @@ pub enum CoalesceError {
         /// The device.
         path: PathBuf,
     },
+    /// A raw or fixed disk holds all of its sectors, and moving all of them up makes nothing better.
+    #[error("{}: a raw or fixed disk, which is not merged upwards", path.display())]
+    FlatSource {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// Merging up changes the parent of the newest image; keeping it would leave what was merged unused.
+    #[error("--keep goes with merging down only")]
+    KeepUp,
     /// The new blocks do not fit.
     #[error("{}: the merge needs {needed} more bytes in this file system, {free} are free: {} are missing", path.display(), needed.0 - free.0)]
     NoSpace {
@@ -113,5 +120,28 @@ impl From<StorageError> for CoalesceError {
 impl From<LinkError> for CoalesceError {
     fn from(error: LinkError) -> Self {
         Self::Metadata(error.into())
+    }
+}
+
+impl CoalesceError {
+    /// Tells whether somebody else has locked an image of the run.
+    pub fn is_busy(&self) -> bool {
+        match self {
+            Self::Chain(ChainError::Open(error)) => is_busy(error),
+            Self::File(error) => error.source.kind() == std::io::ErrorKind::ResourceBusy,
+            _ => false,
+        }
+    }
+
+    /// Tells whether trying again cannot help, because the run is no longer one that can be merged.
+    pub(crate) fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Self::OtherChild { .. }
+                | Self::Changed { .. }
+                | Self::RawTarget { .. }
+                | Self::OtherFolder { .. }
+                | Self::FlatSource { .. }
+        )
     }
 }

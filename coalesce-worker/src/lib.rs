@@ -1,34 +1,44 @@
-//! Merges runs of VHD images.
+//! Merges chains of VHD images: whole repositories of them, in parallel, so that a crash loses nothing.
 //!
 //! A *run* is `target ← n1 ← … ← nk` in which every node but the last has exactly one child. One pass moves the newest
-//! version of each sector into the target: each surviving sector is read once and written once, whatever the length of
-//! the run.
+//! version of each sector into one of them: each surviving sector is read once and written once, whatever the length of
+//! the run. Down, into the lowest; or up, into the newest, where that has the most already.
 //!
 //! ```text
-//!   Coalesce::prepare   open, lock, check      nothing is changed
-//!     └─ Plan           what will move where   data: print it, or go on
-//!   Coalesce::execute
-//!     ├─ grow the target, where the node at the top is larger
-//!     ├─ merge          blocks in parallel, then one flush
-//!     ├─ relink the children of the top node, or give the target its name
-//!     └─ delete the merged files, top first
+//!   Repository::open      finishes or takes back what processes that died have left
+//!     ├─ snapshot, delete
+//!     └─ Coalesce::prepare   open, lock, check      nothing is changed
+//!          └─ Plan             what will move where   data: print it, or go on
+//!        Coalesce::execute
+//!          ├─ journal          what is to be done
+//!          ├─ merge            units in parallel; checkpoints go into the journal
+//!          ├─ relink the children of the top node, or give the target its name, or the top node another parent
+//!          └─ delete the merged files, once nobody can have them open
 //! ```
-//!
-//! # Crash safety
-//! The merge writes only sectors of the target that nobody reads through it, because a node above it holds each of
-//! them; so whatever the moment of a crash, every leaf reads as before, and the same command can be given again.
-//! Where some children had been relinked already, it finds that the target holds everything and does only the rest.
 
+mod abort;
+mod budget;
 mod coalesce;
+mod delete;
 mod error;
+mod finish;
+mod journal;
 mod merge;
-mod merged;
 mod plan;
+mod record;
+mod repository;
 mod run;
+mod snapshot;
 mod target;
+mod yielding;
 
+pub use abort::{Abort, Aborted};
+pub use budget::{Budget, Limits, Permit};
 pub use coalesce::{Coalesce, Ending, Outcome, Request};
+pub use delete::{DeleteError, Deleted};
 pub use error::CoalesceError;
-pub use merge::{MergeError, MergeOptions, Moved, merge};
-pub use plan::{Plan, TargetTables, Unit};
-pub use target::Target;
+pub use merge::{MergeError, MergeOptions, Moved};
+pub use plan::{Plan, Unit};
+pub use record::Direction;
+pub use repository::{Recovered, Repository, WaitReason, Waiting};
+pub use snapshot::{SnapshotError, Snapshotted};

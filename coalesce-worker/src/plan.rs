@@ -5,9 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 use vhd_core::{
-    BlockIndex, BlockSize, ByteCount, ChainExtent, ChainSource, FOOTER_SIZE, Header, Image, Layer, ReadError,
-    ReadWrite, SECTOR_SIZE, Sector, SectorCount, SectorRange, resolve_layers,
+    BlockIndex, BlockSize, ByteCount, ChainExtent, ChainSource, Extents, FOOTER_SIZE, Header, Layer, ReadError,
+    SECTOR_SIZE, Sector, SectorCount, SectorRange, Source, resolve_layers,
 };
+
+use crate::record::Direction;
+use crate::target::Target;
 
 /// Extents that a plan keeps; those of further units are found again when their turn comes.
 const KEPT_EXTENTS: usize = 1 << 20;
@@ -24,6 +27,8 @@ pub struct Unit {
     pub sectors: SectorRange,
     /// The blocks that the target gains here, in order.
     pub new_blocks: Vec<BlockIndex>,
+    /// The data that moves.
+    pub data: ByteCount,
     /// What moves, in the order of the disk; `None` where the plan grew too large to keep it.
     pub(crate) extents: Option<Box<[ChainExtent]>>,
 }
@@ -32,7 +37,8 @@ pub struct Unit {
 #[derive(Clone, Debug)]
 pub struct Plan {
     units: Vec<Unit>,
-    target_end: Sector,
+    direction: Direction,
+    zeros_end: Sector,
     /// Sectors of data that move.
     pub data: ByteCount,
     /// Sectors that become zeros in the target, because a node above it ends before them.
@@ -52,27 +58,40 @@ pub struct Plan {
 impl Plan {
     /// Plans the merge of `sources`, newest first, into `target`; the disk then has `size` bytes.
     ///
+    /// `hidden` is how much of the disk something that the sources hide may show through where they end: of the target
+    /// itself, or of what lies beneath it when the sources are gone.
+    ///
     /// # Errors
-    /// A source whose tables cannot be read or cannot be true.
-    pub fn new(sources: &[Layer], target: &TargetTables, size: ByteCount) -> Result<Self, ReadError> {
+    /// An image whose tables cannot be read or cannot be true.
+    pub fn new(
+        sources: &[Layer],
+        target: &Target,
+        direction: Direction,
+        size: ByteCount,
+        hidden: ByteCount,
+    ) -> Result<Self, ReadError> {
         let disk_end = Sector(size.whole_sectors().0);
-        let touched = touched_units(sources, target, disk_end)?;
+        let zeros_end = Sector(hidden.0.div_ceil(SECTOR_SIZE));
+        let holder = target;
+        let target = &TargetTables::of(target)?;
+        let touched = touched_units(sources, target, disk_end, zeros_end)?;
         let kept = AtomicUsize::new(0);
         let resolved: Vec<(Unit, Share)> = touched
             .into_par_iter()
             .map(|index| {
                 let start = Sector(index * target.unit.0);
                 let sectors = SectorRange::between(start, Sector(start.0 + target.unit.0).min(disk_end));
-                let extents = moving_extents(sources, sectors, target.end)?;
+                let extents = moving_extents(sources, holder, direction, sectors, zeros_end)?;
                 let (share, new_blocks) = Share::of(&extents, target);
                 let room = kept.fetch_add(extents.len(), Ordering::Relaxed) < KEPT_EXTENTS;
-                Ok((Unit { sectors, new_blocks, extents: room.then(|| extents.into()) }, share))
+                Ok((Unit { sectors, new_blocks, data: share.data, extents: room.then(|| extents.into()) }, share))
             })
             .collect::<Result<_, ReadError>>()?;
 
         let mut plan = Self {
             units: Vec::with_capacity(resolved.len()),
-            target_end: target.end,
+            direction,
+            zeros_end,
             data: ByteCount(0),
             zeros: ByteCount(0),
             extents: 0,
@@ -102,11 +121,17 @@ impl Plan {
         &self,
         unit: &'a Unit,
         sources: &[Layer],
+        target: &Target,
     ) -> Result<Cow<'a, [ChainExtent]>, ReadError> {
         match &unit.extents {
             Some(extents) => Ok(Cow::Borrowed(extents)),
-            None => Ok(Cow::Owned(moving_extents(sources, unit.sectors, self.target_end)?)),
+            None => Ok(Cow::Owned(moving_extents(sources, target, self.direction, unit.sectors, self.zeros_end)?)),
         }
+    }
+
+    /// Tells whether nothing is to be moved.
+    pub fn is_empty(&self) -> bool {
+        self.units.is_empty()
     }
 
     /// What moves, unit by unit, in the order of the disk.
@@ -127,10 +152,8 @@ impl Plan {
 
 /// What a plan needs to know of the target, as it is before it grows.
 #[derive(Debug)]
-pub struct TargetTables {
+struct TargetTables {
     unit: SectorCount,
-    /// The end of its disk: beyond it there is nothing that zeros would have to hide.
-    end: Sector,
     block_size: Option<BlockSize>,
     allocated: Vec<BlockIndex>,
     has_batmap: bool,
@@ -138,27 +161,19 @@ pub struct TargetTables {
 }
 
 impl TargetTables {
-    /// Looks at a VHD.
-    ///
-    /// # Errors
-    /// A BAT that cannot be read or cannot be true.
-    pub fn of_vhd(image: &Image<ReadWrite>) -> Result<Self, ReadError> {
+    fn of(target: &Target) -> Result<Self, ReadError> {
+        let Target::Vhd(image) = target else {
+            let (block_size, table) = (None, ByteCount(0));
+            return Ok(Self { unit: SMALLEST_UNIT, block_size, allocated: Vec::new(), has_batmap: false, table });
+        };
         let block_size = image.header().map(Header::block_size);
         Ok(Self {
             unit: block_size.map_or(SMALLEST_UNIT, |size| size.sectors().max(SMALLEST_UNIT)),
-            end: Sector(image.sectors().0),
             block_size,
             allocated: image.allocated_blocks().map(|found| Ok(found?.0)).collect::<Result<_, ReadError>>()?,
             has_batmap: image.batmap().is_some(),
             table: ByteCount(u64::from(image.blocks()) * 4),
         })
-    }
-
-    /// Describes a raw disk of `size` bytes.
-    pub fn of_raw(size: ByteCount) -> Self {
-        let end = Sector(size.0.div_ceil(SECTOR_SIZE));
-        let (block_size, table) = (None, ByteCount(0));
-        Self { unit: SMALLEST_UNIT, end, block_size, allocated: Vec::new(), has_batmap: false, table }
     }
 
     /// Lists the blocks that a range of sectors lies in, and whether each is there already.
@@ -222,12 +237,30 @@ impl Share {
     }
 }
 
-/// Finds what moves: all that the sources hold, and their zeros as far as the target may hold anything else.
-fn moving_extents(sources: &[Layer], sectors: SectorRange, target_end: Sector) -> Result<Vec<ChainExtent>, ReadError> {
-    let mut extents = resolve_layers(sources, sectors)?;
+/// Finds what moves: all that the sources hold and, where that goes up, the target does not; and their zeros as far as
+/// these hide anything else.
+fn moving_extents(
+    sources: &[Layer],
+    target: &Target,
+    direction: Direction,
+    sectors: SectorRange,
+    zeros_end: Sector,
+) -> Result<Vec<ChainExtent>, ReadError> {
+    let mut extents = match (direction, target) {
+        (Direction::Up, Target::Vhd(image)) => {
+            let mut own = Extents::default();
+            image.resolve(sectors, &mut own)?;
+            let mut found = Vec::new();
+            for missing in own.as_slice().iter().filter(|extent| extent.source == Source::Parent) {
+                found.extend(resolve_layers(sources, missing.sectors)?);
+            }
+            found
+        }
+        (Direction::Down | Direction::Up, _) => resolve_layers(sources, sectors)?,
+    };
     extents.retain_mut(|extent| {
         if extent.source == ChainSource::Zero {
-            extent.sectors.end = extent.sectors.end.min(target_end);
+            extent.sectors.end = extent.sectors.end.min(zeros_end);
         }
         !extent.sectors.is_empty()
     });
@@ -235,7 +268,12 @@ fn moving_extents(sources: &[Layer], sectors: SectorRange, target_end: Sector) -
 }
 
 /// The units into which any source has a block, in order.
-fn touched_units(sources: &[Layer], target: &TargetTables, end: Sector) -> Result<Vec<u64>, ReadError> {
+fn touched_units(
+    sources: &[Layer],
+    target: &TargetTables,
+    end: Sector,
+    zeros_end: Sector,
+) -> Result<Vec<u64>, ReadError> {
     let unit = target.unit.0;
     let mut touched: Vec<u64> = Vec::new();
     for image in sources.iter().filter_map(Layer::as_vhd) {
@@ -247,8 +285,8 @@ fn touched_units(sources: &[Layer], target: &TargetTables, end: Sector) -> Resul
             touched.extend(units.filter(|unit| touched.last() != Some(unit)).collect::<Vec<_>>());
         }
     }
-    // Where a node ends before the disk does, it reads as zeros from there on, over whatever the target holds.
-    let zeros_end = end.min(target.end);
+    // Where a node ends before the disk does, it reads as zeros from there on, over whatever lies beneath.
+    let zeros_end = end.min(zeros_end);
     let shortest = sources.iter().map(|layer| layer.sectors().0).min();
     if let Some(shortest) = shortest.filter(|&shortest| shortest < zeros_end.0) {
         touched.extend(shortest / unit..zeros_end.0.div_ceil(unit));

@@ -4,87 +4,129 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
-use vhd_core::{ByteCount, FileError, FileStorage, Files, Folder, Image, Layer, Lock, ReadWrite, finish_interrupted};
+use vhd_core::{ByteCount, FileError, FileStorage, Files, Folder, Image, Layer, Lock, OpenError, folder_of};
 
 use crate::coalesce::Request;
+use crate::delete::is_busy;
 use crate::error::CoalesceError;
+use crate::record::{Direction, FileId, MergeIntent, Stamp};
+use crate::repository::Repository;
 use crate::target::Target;
 
 /// The images of a run, as found by following the node's parents.
 #[derive(Debug)]
 pub(crate) struct Run {
-    /// Newest first.
-    pub(crate) sources: Vec<Layer>,
-    pub(crate) target: Layer,
-    /// The size of the target's own parent, or zero.
-    pub(crate) beneath: ByteCount,
+    direction: Direction,
+    /// Newest first, the target included.
+    layers: Vec<Layer>,
+    /// What the lowest of them reads from.
+    beneath: Option<Layer>,
 }
 
 impl Run {
-    /// Opens the node, whose path has no links in it, and its ancestors down to the one to merge into.
-    pub(crate) fn open(node: &Path, request: &Request) -> Result<Self, CoalesceError> {
+    /// Opens the node, whose path has no links in it, and its ancestors down to the one that the request names.
+    pub(crate) fn open(repository: &Repository, node: &Path, request: &Request) -> Result<Self, CoalesceError> {
         let top = Image::open(node, Lock::None)?;
-        let parents = request.options.open_parents(&top, node)?;
+        let parents = repository.options().open_parents(&top, node)?;
         let mut parents =
             parents.ok_or_else(|| CoalesceError::NoParent { node: node.into() })?.into_layers().into_iter();
-        let mut sources = vec![Layer::Vhd(Box::new(top))];
         let real = |into: &PathBuf| into.canonicalize().map_err(FileError::when(into, "open it"));
         let into = request.into.as_ref().map(real).transpose()?;
-        let target = loop {
-            match parents.next() {
-                Some(layer) if into.as_ref().is_none_or(|into| layer.path() == into) => break layer,
-                Some(layer) => sources.push(layer),
-                None => {
-                    let into = request.into.clone().unwrap_or_default();
-                    return Err(CoalesceError::NotAnAncestor { into, node: node.into() });
-                }
+        let mut layers = vec![Layer::Vhd(Box::new(top))];
+        loop {
+            let Some(layer) = parents.next() else {
+                let into = request.into.clone().unwrap_or_default();
+                return Err(CoalesceError::NotAnAncestor { into, node: node.into() });
+            };
+            let is_last = into.as_ref().is_none_or(|into| layer.path() == into);
+            layers.push(layer);
+            if is_last {
+                return Ok(Self { direction: request.direction, layers, beneath: parents.next() });
             }
-        };
-        let beneath = parents.next().map_or(ByteCount(0), |layer| layer.size());
-        Ok(Self { sources, target, beneath })
+        }
     }
 
-    fn layers(&self) -> impl Iterator<Item = &Layer> {
-        self.sources.iter().chain([&self.target])
+    /// The images that are merged, newest first.
+    pub(crate) fn sources(&self) -> &[Layer] {
+        match self.direction {
+            Direction::Down => &self.layers[..self.layers.len() - 1],
+            Direction::Up => &self.layers[1..],
+        }
+    }
+
+    /// The image that they are merged into.
+    pub(crate) fn target(&self) -> &Layer {
+        match self.direction {
+            Direction::Down => &self.layers[self.layers.len() - 1],
+            Direction::Up => &self.layers[0],
+        }
+    }
+
+    /// The newest image of the run, at whose name its content is wanted.
+    pub(crate) fn node(&self) -> &Layer {
+        &self.layers[0]
+    }
+
+    /// The size of what lies beneath the run, or zero.
+    pub(crate) fn size_beneath(&self) -> ByteCount {
+        self.beneath.as_ref().map_or(ByteCount(0), Layer::size)
+    }
+
+    /// Its images, newest first.
+    pub(crate) fn layers(&self) -> &[Layer] {
+        &self.layers
     }
 
     /// The paths of its images, newest first.
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
-        self.layers().map(|layer| layer.path().to_path_buf()).collect()
+        self.layers.iter().map(|layer| layer.path().to_path_buf()).collect()
     }
 
-    fn folders(&self) -> BTreeSet<&Path> {
-        self.layers().filter_map(|layer| layer.path().parent()).collect()
-    }
-
-    /// Finishes snapshots whose process has died, in every folder of the run. What cannot be finished hinders only who
-    /// needs it: its files count as children.
-    pub(crate) fn finish_interrupted(&self) -> Result<(), CoalesceError> {
-        for folder in self.folders() {
-            finish_interrupted(folder)?;
-        }
-        Ok(())
+    /// What a journal says of its merge.
+    pub(crate) fn intent(&self, repository: &Repository, keep: bool) -> Result<MergeIntent, CoalesceError> {
+        let id = |layer: &Layer| FileId::of(layer, repository.relative(layer.path()));
+        let (target, node) = (self.target(), self.node());
+        let is_volume = self.direction == Direction::Down && !is_hidden(node);
+        let stamp = || Stamp::of(node.path()).map_err(FileError::when(node.path(), "tell when it was changed"));
+        Ok(MergeIntent {
+            direction: self.direction,
+            keep,
+            target: id(target),
+            target_length: target.container().len()?.0,
+            target_hidden: is_hidden(target),
+            sources: self.sources().iter().map(id).collect(),
+            node_is_volume: is_volume,
+            volume: if is_volume { stamp()? } else { None },
+            beneath: self.beneath.as_ref().map(id),
+        })
     }
 
     /// Locks all of its images against everybody else that writes to them or makes children of them.
-    pub(crate) fn lock(&self) -> Result<(Vec<FileStorage>, Target), CoalesceError> {
-        let lock = |layer: &Layer| {
-            let path = layer.path();
-            FileStorage::open_writable(path).map_err(FileError::when(path, "lock it"))
+    pub(crate) fn lock(&self) -> Result<LockedRun, CoalesceError> {
+        let target = match self.target() {
+            Layer::Vhd(image) => Target::open_vhd(image.path())?,
+            Layer::Raw(disk) => Target::open_raw(disk.container().path())?,
         };
-        let sources = self.sources.iter().map(lock).collect::<Result<_, _>>()?;
-        let target = match &self.target {
-            Layer::Vhd(_) => Target::open_vhd(self.target.path())?,
-            Layer::Raw(_) => Target::open_raw(self.target.path())?,
-        };
-        Ok((sources, target))
+        let lock = |layer: &Layer| lock_source(layer.path());
+        let sources = self.sources().iter().map(lock).collect::<Result<_, _>>()?;
+        Ok(LockedRun { target, sources })
     }
+}
 
-    /// Reads the folders of all its images.
-    pub(crate) fn neighbours(&self) -> Result<Neighbours, CoalesceError> {
-        let folders = self.folders().into_iter();
-        Ok(Neighbours { folders: folders.map(|folder| Folder::scan(folder, Files::All)).collect::<Result<_, _>>()? })
-    }
+/// The target, open for writing, and the locks on all other images.
+#[derive(Debug)]
+pub(crate) struct LockedRun {
+    pub(crate) target: Target,
+    pub(crate) sources: Vec<FileStorage>,
+}
+
+/// Locks an image that is only read.
+pub(crate) fn lock_source(path: &Path) -> Result<FileStorage, FileError> {
+    FileStorage::open_writable(path).map_err(FileError::when(path, "lock it"))
+}
+
+fn is_hidden(layer: &Layer) -> bool {
+    layer.as_vhd().is_none_or(|image| image.footer().hidden())
 }
 
 /// All files beside the images of a run.
@@ -94,31 +136,89 @@ pub(crate) struct Neighbours {
 }
 
 impl Neighbours {
-    /// Every file that needs a layer, or may.
-    pub(crate) fn children_of(&self, layer: &Layer) -> Result<BTreeSet<PathBuf>, CoalesceError> {
-        let unique_id = layer.as_vhd().map_or(Uuid::nil(), |image| image.footer().unique_id());
-        let found = self.folders.iter().flat_map(|folder| folder.dependants(layer.path(), unique_id));
-        Ok(found.map(|path| path.canonicalize().map_err(FileError::when(path, "open it"))).collect::<Result<_, _>>()?)
+    /// Looks at the repository, and at the other folders that images of the run lie in.
+    pub(crate) fn of<'a>(
+        repository: &Repository,
+        paths: impl Iterator<Item = &'a Path>,
+    ) -> Result<Self, CoalesceError> {
+        let others: BTreeSet<&Path> = paths.map(folder_of).filter(|folder| *folder != repository.folder()).collect();
+        let mut folders = vec![repository.scan()?];
+        for folder in others {
+            folders.push(Folder::scan(folder, Files::All)?);
+        }
+        Ok(Self { folders })
     }
 
-    /// A file other than `child` that needs a layer.
-    pub(crate) fn other_child(&self, layer: &Layer, child: &Path) -> Result<Option<PathBuf>, CoalesceError> {
-        Ok(self.children_of(layer)?.into_iter().find(|other| other != child))
+    /// Every file that needs an image (nil stands for a raw disk), or may.
+    pub(crate) fn children_of(&self, path: &Path, unique_id: Uuid) -> Result<BTreeSet<PathBuf>, FileError> {
+        let found = self.folders.iter().flat_map(|folder| folder.dependants(path, unique_id));
+        found.map(|path| path.canonicalize().map_err(FileError::when(path, "open it"))).collect()
+    }
+
+    /// Every file that needs one of these images, directly or not; they themselves left out.
+    pub(crate) fn descendants_of(&self, images: &BTreeSet<PathBuf>) -> Result<BTreeSet<PathBuf>, FileError> {
+        let mut found = BTreeSet::new();
+        let mut open: Vec<PathBuf> = images.iter().cloned().collect();
+        while let Some(path) = open.pop() {
+            let unique_id = self.folders.iter().find_map(|folder| Some(folder.node(folder.find(&path)?).unique_id));
+            for child in self.children_of(&path, unique_id.unwrap_or_default())? {
+                if found.insert(child.clone()) {
+                    open.push(child);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Refuses a run in which an image other than the newest has another child than the one above it, or than those
+    /// that have been relinked already.
+    pub(crate) fn check_only_children(
+        &self,
+        run: &[(PathBuf, Uuid)],
+        relinked: &BTreeSet<PathBuf>,
+    ) -> Result<(), CoalesceError> {
+        for pair in run.windows(2) {
+            let ((above, _), (path, unique_id)) = (&pair[0], &pair[1]);
+            let children = self.children_of(path, *unique_id)?;
+            if let Some(child) = children.into_iter().find(|child| child != above && !relinked.contains(child)) {
+                return Err(CoalesceError::OtherChild { node: path.clone(), child });
+            }
+        }
+        Ok(())
     }
 }
 
-/// Opens and locks the children of the node, each of which must be just that: one that names a copy of it, with the same
-/// id and perhaps another content, is not.
-pub(crate) fn open_children(node: &Layer, paths: &[PathBuf]) -> Result<Vec<Image<ReadWrite>>, CoalesceError> {
-    let unique_id = node.as_vhd().map(|image| image.footer().unique_id());
-    let open = |path: &PathBuf| {
-        let child = Image::open_writable(path)?;
-        let parent = child.parent_paths()?.iter().find_map(|path| path.canonicalize().ok());
-        let same_id = child.header().map(vhd_core::Header::parent_unique_id) == unique_id;
-        if !same_id || parent.as_deref() != Some(node.path()) {
-            return Err(CoalesceError::OtherChild { node: node.path().into(), child: path.clone() });
-        }
-        Ok(child)
+/// Opens and locks a child of the node, which must be just that: one that names a copy of it, with the same id and
+/// perhaps another content, is not. `None` while somebody uses it.
+pub(crate) fn open_child(
+    node: &Path,
+    unique_id: Uuid,
+    path: &Path,
+) -> Result<Option<Image<vhd_core::ReadWrite>>, CoalesceError> {
+    let child = match Image::open_writable(path) {
+        Err(error) if is_busy(&error) => return Ok(None),
+        child => child?,
     };
-    paths.iter().map(open).collect()
+    let parent = child.parent_paths()?.iter().find_map(|path| path.canonicalize().ok());
+    let same_id = child.header().map(vhd_core::Header::parent_unique_id) == Some(unique_id);
+    if !same_id || parent.as_deref() != Some(node) {
+        return Err(CoalesceError::OtherChild { node: node.into(), child: path.into() });
+    }
+    Ok(Some(child))
+}
+
+/// Tells whether an image is free: nobody has locked it now.
+pub(crate) fn is_free(path: &Path) -> Result<bool, OpenError> {
+    match FileStorage::open(path, Lock::Exclusive) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => Ok(false),
+        Err(source) => Err(vhd_core::StorageError {
+            path: path.into(),
+            action: "lock".into(),
+            offset: vhd_core::FileOffset(0),
+            source,
+        }
+        .into()),
+    }
 }

@@ -130,6 +130,21 @@ impl Target {
         }
     }
 
+    /// Makes what has been written so far durable; others may go on writing.
+    pub(crate) fn flush(&self) -> Result<(), WriteError> {
+        match self {
+            Self::Vhd(image) => image.flush(),
+            Self::Raw(container) => Ok(container.sync()?),
+        }
+    }
+
+    /// Lets the image go without waiting for the disk: what was written since the last flush is forgotten.
+    pub(crate) fn abandon(self) {
+        if let Self::Vhd(image) = self {
+            image.abandon();
+        }
+    }
+
     /// Makes everything durable, the batmap too.
     pub(crate) fn settle(&self) -> Result<(), WriteError> {
         match self {

@@ -8,11 +8,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use coalesce_worker::{Coalesce, MergeOptions, Request};
-use testkit::{guest_sha256, pattern, scratch};
+use coalesce_worker::{Coalesce, Direction, Request};
+use testkit::{guest_sha256, pattern, scratch, worker};
 use vhd_core::{
     BlockSize, ByteCount, Chain, ChainOptions, Existing, NewImage, NewKind, Sector, SectorCount, SectorRange, Volume,
-    create_file, snapshot,
+    create_file,
 };
 
 const DISK: ByteCount = ByteCount(8 << 30);
@@ -56,7 +56,7 @@ fn each_surviving_sector_is_read_and_written_once() {
     let mut blocks_of_sources = 0;
     let block = |range: &SectorRange| range.start.0 / 4096;
     for level in 1..=LEVELS {
-        snapshot(&path, &folder.path().join(format!("s{level}.vhd")), &ChainOptions::default()).unwrap();
+        worker::snapshot(&path, &folder.path().join(format!("s{level}.vhd"))).unwrap();
         fs::remove_file(folder.path().join(format!("s{level}.vhd"))).unwrap();
         let ranges = write_level(&path, level);
         surviving.extend(ranges.iter().flat_map(|range| range.start.0..range.end.0));
@@ -75,11 +75,12 @@ fn each_surviving_sector_is_read_and_written_once() {
     let least_read = data + (u64::from(LEVELS) + 1) * bat + (blocks_of_sources + existing) * 512;
     let least_written = data + touched.len() as u64 * 512 + bat;
 
-    let request = Request { node: path.clone(), into: Some(base), keep: true, options: ChainOptions::default() };
+    let request = Request { node: path.clone(), into: Some(base), direction: Direction::Down, keep: true };
+    let repository = worker::repository_of(&path, &ChainOptions::default());
     let start = counted();
-    let coalesce = Coalesce::prepare(&request).unwrap();
+    let coalesce = Coalesce::prepare(&repository, &request).unwrap();
     let (planned_read, planned_written) = (coalesce.plan().bytes_read().0, coalesce.plan().bytes_written().0);
-    let outcome = coalesce.execute(&MergeOptions { threads: 0, progress: &|_| {} }).unwrap();
+    let outcome = worker::execute(coalesce).unwrap();
     let end = counted();
     let (read, written) = (end.0 - start.0, end.1 - start.1);
 

@@ -3,10 +3,11 @@
 pub mod fault;
 pub mod golden;
 pub mod loop_device;
+pub mod model;
 pub mod pattern;
 pub mod peers;
-pub mod repository;
 pub mod scratch;
+pub mod worker;
 
 use sha2::{Digest, Sha256};
 use vhd_core::{Chain, ReadError, Sector, SectorCount, SectorRange};

@@ -9,6 +9,7 @@ use crate::batmap::{self, BATMAP_HEADER_SIZE, Batmap, KeyHash};
 use crate::block_size::BlockSize;
 use crate::footer::{DiskType, FOOTER_SIZE, Footer, MAX_VIRTUAL_SIZE, Timestamp};
 use crate::header::{HEADER_SIZE, Header, LOCATOR_ENTRIES};
+use crate::image::Image;
 use crate::locator::LocatorEntry;
 use crate::metadata::{LinkError, ParentLink};
 use crate::new_file::{Existing, write_new_file};
@@ -56,6 +57,13 @@ impl NewImage {
     pub fn new(size: ByteCount, kind: NewKind) -> Self {
         let (unique_id, timestamp) = (Uuid::new_v4(), Timestamp::now());
         Self { size, kind, unique_id, timestamp, hidden: false, key_hash: None }
+    }
+
+    /// Describes an empty child, of the size, block size and key of `image`.
+    pub fn child_of<Mode>(image: &Image<Mode>, parent: ParentLink) -> Self {
+        let block_size = image.header().map_or(BlockSize::DEFAULT, Header::block_size);
+        let key_hash = image.batmap().and_then(Batmap::key_hash);
+        Self { key_hash, ..Self::new(image.footer().current_size(), NewKind::Differencing { block_size, parent }) }
     }
 }
 

@@ -262,6 +262,14 @@ impl Footer {
         self.raw.hidden != 0
     }
 
+    /// Makes a differencing image a dynamic one, or the other way round: both have a header at the same place.
+    pub(crate) fn set_disk_type(&mut self, disk_type: DiskType) {
+        debug_assert!(disk_type != DiskType::Fixed && self.disk_type != DiskType::Fixed);
+        self.disk_type = disk_type;
+        self.raw.disk_type = disk_type.to_raw().into();
+        self.seal();
+    }
+
     /// Marks the node as hidden or as a volume.
     pub(crate) fn set_hidden(&mut self, hidden: bool) {
         self.raw.hidden = u8::from(hidden);

@@ -76,7 +76,7 @@ impl TryFrom<&[u8; HEADER_SIZE.0 as usize]> for Header {
 }
 
 /// What a differencing image records of its parent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Default, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ParentRecord {
     /// The parent's unique id; nil for a raw parent.
     pub(crate) unique_id: Uuid,

@@ -9,22 +9,31 @@
 //! ```
 //!
 //! ```
-//! use vhd_core::{ByteCount, Chain, ChainOptions, Existing, NewImage, NewKind, Sector, SectorCount, SectorRange, Volume};
+//! use vhd_core::{
+//!     ByteCount, Chain, ChainOptions, Existing, NewImage, NewKind, ParentLink, Sector, SectorCount, SectorRange, Volume,
+//! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let folder = tempfile::tempdir()?;
-//! let (disk, copy) = (folder.path().join("disk.vhd"), folder.path().join("copy.vhd"));
+//! let (disk, child) = (folder.path().join("disk.vhd"), folder.path().join("child.vhd"));
 //! let kind = NewKind::Dynamic { block_size: vhd_core::BlockSize::DEFAULT };
-//! vhd_core::create_file(&disk, &NewImage::new(ByteCount(64 << 20), kind), Existing::Keep)?;
+//! let new = NewImage::new(ByteCount(64 << 20), kind);
+//! let disk_id = new.unique_id;
+//! vhd_core::create_file(&disk, &new, Existing::Keep)?;
 //!
 //! let first = SectorRange::new(Sector(0), SectorCount(1));
 //! let volume = Volume::open(&disk, &ChainOptions::default())?;
 //! volume.write(first, &[1; 512])?;
 //! volume.close()?;
-//! vhd_core::snapshot(&disk, &copy, &ChainOptions::default())?;
+//!
+//! let kind = NewKind::Differencing {
+//!     block_size: vhd_core::BlockSize::DEFAULT,
+//!     parent: ParentLink::new(folder.path(), &disk, disk_id)?,
+//! };
+//! vhd_core::create_file(&child, &NewImage::new(ByteCount(64 << 20), kind), Existing::Keep)?;
 //!
 //! let mut sector = [0; 512];
-//! Chain::open(&copy, &ChainOptions::default())?.read(first, &mut sector)?;
+//! Chain::open(&child, &ChainOptions::default())?.read(first, &mut sector)?;
 //! assert_eq!(sector, [1; 512]);
 //! # Ok(())
 //! # }
@@ -55,7 +64,6 @@ mod metadata;
 mod new_file;
 mod overlap;
 mod resolve;
-mod snapshot;
 mod storage;
 mod units;
 mod write;
@@ -74,11 +82,10 @@ pub use geometry::Geometry;
 pub use header::{HEADER_SIZE, Header, HeaderError};
 pub use image::{BlockFault, FooterOrigin, Image, Layer, OpenError, RawDisk, ReadError, ReadOnly, Region};
 pub use locator::{LocatorEntry, MAX_LOCATOR_LENGTH, PlatformCode};
-pub use metadata::{LinkError, MetadataError, ParentLink};
-pub use new_file::{Existing, FileError, write_new_file};
+pub use metadata::{HeaderChange, LinkError, MetadataError, ParentLink, cut_to_footer};
+pub use new_file::{Existing, FileError, NewFile, folder_of, sync_folder, write_new_file};
 pub use overlap::Overlap;
 pub use resolve::{Extent, Extents, Source};
-pub use snapshot::{SnapshotError, Snapshotted, Unfinished, finish_interrupted, snapshot};
 pub use storage::{Container, FileStorage, Lock, MemoryStorage, Storage, StorageError};
 pub use units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, SectorRange};
 pub use uuid::Uuid;

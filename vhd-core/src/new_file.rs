@@ -63,19 +63,53 @@ pub fn write_new_file<E: From<CreateError>>(
     if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
         return Err(CreateError::NotAFile { path: path.into() }.into());
     }
-    let new = Unpublished::start(path).map_err(failed)?;
+    let new = NewFile::start(path).map_err(failed)?;
     let storage = new.file().try_clone().and_then(FileStorage::new).map_err(failed)?;
     fill(&Container::new(path, Arc::new(storage)))?;
     new.publish(path, existing).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => CreateError::Exists { path: path.into() },
         _ => failed(error),
     })?;
-    Ok(sync_folder(folder_of(path)).map_err(failed)?)
+    Ok(sync_folder(folder_of(path)).map_err(|error| failed(error.source))?)
 }
 
+/// A file that has no name yet, or one that says it is not ready.
+#[derive(Debug)]
+pub struct NewFile(Unpublished);
+
+#[derive(Debug)]
 enum Unpublished {
     Unnamed(File),
     Named(tempfile::NamedTempFile),
+}
+
+impl NewFile {
+    /// Starts a file that will be at `path`.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn start(path: &Path) -> io::Result<Self> {
+        Ok(Self(Unpublished::start(path)?))
+    }
+
+    /// The file, to be filled and synced.
+    pub fn file(&self) -> &File {
+        match &self.0 {
+            Unpublished::Unnamed(file) => file,
+            Unpublished::Named(file) => file.as_file(),
+        }
+    }
+
+    /// Gives it its name. Durable only once the folder has been synced.
+    ///
+    /// # Errors
+    /// What the system answers; [`io::ErrorKind::AlreadyExists`] where another file is to be kept.
+    ///
+    /// # Crash safety
+    /// As [`write_new_file`].
+    pub fn publish(self, path: &Path, existing: Existing) -> io::Result<()> {
+        self.0.publish(path, existing)
+    }
 }
 
 impl Unpublished {
@@ -91,13 +125,6 @@ impl Unpublished {
                 Ok(Self::Named(builder.tempfile_in(folder_of(path))?))
             }
             Err(error) => Err(error.into()),
-        }
-    }
-
-    fn file(&self) -> &File {
-        match self {
-            Self::Unnamed(file) => file,
-            Self::Named(file) => file.as_file(),
         }
     }
 
@@ -125,7 +152,7 @@ fn name(file: &File, path: &Path) -> io::Result<()> {
 }
 
 /// The folder that a path is in.
-pub(crate) fn folder_of(path: &Path) -> &Path {
+pub fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -133,6 +160,9 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 }
 
 /// Makes the names in a folder durable.
-pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    File::open(folder)?.sync_all()
+///
+/// # Errors
+/// What the system answers.
+pub fn sync_folder(folder: &Path) -> Result<(), FileError> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(FileError::when(folder, "sync the folder"))
 }

@@ -1,13 +1,16 @@
 //! The command line as a whole: global options, the list of commands, and exit codes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use vhd_core::{ByteCount, ChainOptions, ParentIdentity, ParentPlaces};
+use coalesce_worker::{Recovered, Repository};
+use vhd_core::{ByteCount, ChainOptions, FileError, ParentIdentity, ParentPlaces, folder_of};
 
-use crate::commands::{check, clone, coalesce, compare, convert, create, info, map, read, snapshot, tree, write};
-use crate::error::CommandError;
+use crate::commands::{
+    check, clone, coalesce, compare, convert, create, delete, info, map, read, snapshot, tree, write,
+};
+use crate::error::{CommandError, with_causes};
 use crate::output::{self, Output};
 use crate::progress::Progress;
 
@@ -61,6 +64,7 @@ enum Command {
     Compare(compare::Args),
     Snapshot(snapshot::Args),
     Clone(clone::Args),
+    Delete(delete::Args),
     Coalesce(coalesce::Args),
 }
 
@@ -91,6 +95,22 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// Opens the repository that an image lies in, and tells what was found there.
+    pub(crate) fn repository_of(&self, image: &Path) -> Result<Repository, CommandError> {
+        let real = image.canonicalize().map_err(FileError::when(image, "open it"))?;
+        let (repository, recovered) = Repository::open(folder_of(&real), self.chain_options())?;
+        self.tell_recovered(&recovered);
+        Ok(repository)
+    }
+
+    /// Tells what processes that died have left, as far as it could not be finished.
+    pub(crate) fn tell_recovered(&self, recovered: &Recovered) {
+        for waiting in &recovered.waiting {
+            let (path, why) = (waiting.path.display(), with_causes(&waiting.reason));
+            self.note(&format!("{path}: something was interrupted and cannot be finished now: {why}"));
+        }
+    }
+
     /// Which parents may be opened.
     pub(crate) fn chain_options(&self) -> ChainOptions {
         let places = ParentPlaces::Within(self.global.parent_root.clone());
@@ -148,6 +168,7 @@ fn dispatch(command: &Command, context: &Context) -> Result<Status, CommandError
         Command::Compare(args) => compare::run(args, context),
         Command::Snapshot(args) => snapshot::run(args, context),
         Command::Clone(args) => clone::run(args, context),
+        Command::Delete(args) => delete::run(args, context),
         Command::Coalesce(args) => coalesce::run(args, context),
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod coalesce;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;
+pub(crate) mod delete;
 mod destination;
 pub(crate) mod info;
 pub(crate) mod map;

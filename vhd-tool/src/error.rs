@@ -4,10 +4,10 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
-use coalesce_worker::CoalesceError;
+use coalesce_worker::{CoalesceError, DeleteError, SnapshotError};
 use vhd_core::{
     ByteCount, ChainError, CreateError, FileError, FolderError, LinkError, MetadataError, OpenError, ReadError,
-    SnapshotError, StorageError, WriteError,
+    StorageError, WriteError,
 };
 
 use crate::output;
@@ -175,7 +175,7 @@ macro_rules! failed_from {
     )*};
 }
 
-failed_from!(FolderError, LinkError, MetadataError, ReadError, StorageError, WriteError);
+failed_from!(FileError, FolderError, LinkError, MetadataError, ReadError, StorageError, WriteError);
 
 impl From<Refusal> for CommandError {
     fn from(error: Refusal) -> Self {
@@ -241,11 +241,19 @@ impl From<SnapshotError> for CommandError {
     }
 }
 
+impl From<DeleteError> for CommandError {
+    fn from(error: DeleteError) -> Self {
+        match error {
+            DeleteError::Open(error) => error.into(),
+            other => Self::failed(other),
+        }
+    }
+}
+
 impl From<CoalesceError> for CommandError {
     fn from(error: CoalesceError) -> Self {
         let hint = match error {
             CoalesceError::Chain(error) => return error.into(),
-            CoalesceError::Snapshot(error) => return error.into(),
             CoalesceError::OtherChild { .. } => Some(
                 "`tree` shows the forest; merge down to an image above the fork with --into, or delete what nobody needs",
             ),

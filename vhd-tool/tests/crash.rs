@@ -7,9 +7,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use coalesce_worker::Repository;
 use testkit::{golden, guest_sha256, scratch};
 use vhd_core::check::{self, Severity};
-use vhd_core::{Chain, ChainOptions, Folder, Image, finish_interrupted};
+use vhd_core::{Chain, ChainOptions, Folder, Image};
 
 /// The system calls that our commands change anything with.
 const CHANGING: [&str; 13] = [
@@ -50,9 +51,16 @@ fn hash(path: &Path) -> String {
     guest_sha256(&Chain::open(path, &ChainOptions::default()).unwrap()).unwrap()
 }
 
-fn dot_files(folder: &Path) -> Vec<PathBuf> {
-    let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    paths.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with('.')).collect()
+fn recover(folder: &Path) {
+    let (_, recovered) = Repository::open(folder, ChainOptions::default()).unwrap();
+    assert!(recovered.waiting.is_empty(), "{recovered:?}");
+}
+
+/// What is left in the state folder beside the lock.
+fn state_files(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder.join(".vhd")) else { return Vec::new() };
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths.filter(|path| !path.ends_with("lock")).collect()
 }
 
 fn check_all(folder: &Path, context: &str) {
@@ -86,10 +94,10 @@ fn a_snapshot_killed_anywhere_is_there_or_not_and_the_volume_is_whole() {
             if twin.exists() {
                 assert_eq!(hash(&twin), before, "{context}");
             }
-            finish_interrupted(folder.path()).unwrap();
+            recover(folder.path());
             assert_eq!(hash(&volume), before, "{context}");
             check_all(folder.path(), &context);
-            assert_eq!(dot_files(folder.path()), <[PathBuf; 0]>::default(), "{context}");
+            assert_eq!(state_files(folder.path()), <[PathBuf; 0]>::default(), "{context}");
             let forest = Folder::scan(folder.path(), vhd_core::Files::Images).unwrap();
             let visible: Vec<_> =
                 forest.nodes().filter(|(_, node)| !node.hidden).map(|(_, node)| node.path.clone()).collect();

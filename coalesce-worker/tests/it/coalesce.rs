@@ -4,20 +4,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use coalesce_worker::{Coalesce, CoalesceError, Ending, MergeOptions, Outcome, Request};
-use testkit::repository::{Repository, Start};
-use testkit::{golden, guest_sha256, pattern, scratch};
+use coalesce_worker::{Coalesce, CoalesceError, Direction, Ending, Outcome, Repository, Request};
+use testkit::model::{Model, Start};
+use testkit::{golden, guest_sha256, pattern, scratch, worker};
 use vhd_core::{
-    BlockSize, ByteCount, Chain, ChainOptions, Existing, Folder, Image, Lock, NewImage, NewKind, ParentLink, Sector,
+    BlockSize, ByteCount, Chain, ChainOptions, Existing, Image, Lock, NewImage, NewKind, ParentLink, Sector,
     SectorCount, SectorRange, Volume, create_file,
 };
 
 fn request(node: &Path, into: Option<&Path>) -> Request {
-    Request { node: node.into(), into: into.map(Path::to_path_buf), keep: false, options: ChainOptions::default() }
+    Request { node: node.into(), into: into.map(Path::to_path_buf), direction: Direction::Down, keep: false }
+}
+
+fn repository(file: &Path) -> Repository {
+    worker::repository_of(file, &ChainOptions::default())
 }
 
 fn execute(request: &Request) -> Result<Outcome, CoalesceError> {
-    Coalesce::prepare(request)?.execute(&MergeOptions { threads: 2, progress: &|_| {} })
+    worker::coalesce(request, &ChainOptions::default())
 }
 
 fn hash(path: &Path) -> String {
@@ -26,11 +30,12 @@ fn hash(path: &Path) -> String {
 
 fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.is_file());
     files.sort();
     files.into_iter().map(|path| (path.clone(), fs::read(&path).unwrap())).collect()
 }
 
-fn write(repository: &mut Repository, volume: &Path, start: u64, count: u64, tag: u16) {
+fn write(repository: &mut Model, volume: &Path, start: u64, count: u64, tag: u16) {
     let range = SectorRange::new(Sector(start), SectorCount(count));
     repository.change(volume, |open, content| {
         let data = pattern::fill(range, tag);
@@ -50,7 +55,7 @@ fn layers(volume: &Path) -> Vec<PathBuf> {
 fn a_smaller_node_in_the_middle_hides_what_lies_below() {
     let block = |size| BlockSize::new(size).unwrap();
     for start in [Start::Dynamic(block(4096)), Start::Dynamic(block(65536)), Start::Fixed, Start::OnRaw(block(8192))] {
-        let mut repository = Repository::default();
+        let mut repository = Model::default();
         repository.create(start, 600);
         let volume = repository.volumes().remove(0);
         write(&mut repository, &volume, 0, 600, 1);
@@ -64,7 +69,8 @@ fn a_smaller_node_in_the_middle_hides_what_lies_below() {
         repository.verify();
         let chain = layers(&volume);
         let base = if matches!(start, Start::OnRaw(_)) { &chain[chain.len() - 2] } else { &chain[chain.len() - 1] };
-        let planned = Coalesce::prepare(&request(&volume, Some(base))).unwrap();
+        let opened = worker::repository_of(&volume, &ChainOptions::default());
+        let planned = Coalesce::prepare(&opened, &request(&volume, Some(base))).unwrap();
         assert!(planned.plan().zeros.0 > 0, "{start:?}");
         drop(planned);
         execute(&request(&volume, Some(base))).unwrap();
@@ -75,7 +81,7 @@ fn a_smaller_node_in_the_middle_hides_what_lies_below() {
 
 #[test]
 fn a_smaller_target_grows_first() {
-    let mut repository = Repository::default();
+    let mut repository = Model::default();
     repository.create(Start::Dynamic(BlockSize::new(4096).unwrap()), 100);
     let volume = repository.volumes().remove(0);
     write(&mut repository, &volume, 0, 100, 1);
@@ -159,32 +165,12 @@ fn a_damaged_child_still_counts_as_a_child() {
     assert!(matches!(&error, CoalesceError::OtherChild { child, .. } if child.ends_with("sibling.vhd")), "{error}");
 }
 
-/// A child that is content-wise the target's already, as after a crash when some children had been relinked.
-#[test]
-fn a_run_that_has_been_merged_already_is_only_finished() {
-    let folder = golden::unpack(&["base.vhd", "mid.vhd", "leaf.vhd", "sibling.vhd"]);
-    let path = |name: &str| folder.path().join(name);
-    let before = ["leaf.vhd", "sibling.vhd"].map(|name| hash(&path(name)));
-    let keep = Request { keep: true, ..request(&path("mid.vhd"), None) };
-    execute(&keep).unwrap();
-    let unique_id = Image::open(&path("base.vhd"), Lock::None).unwrap().footer().unique_id();
-    let mut leaf = Image::open_writable(&path("leaf.vhd")).unwrap();
-    leaf.relink(&ParentLink::new(folder.path(), &path("base.vhd"), unique_id).unwrap()).unwrap();
-    leaf.close().unwrap();
-
-    let outcome = execute(&request(&path("mid.vhd"), None)).unwrap();
-    assert_eq!(outcome.relinked, [path("sibling.vhd").canonicalize().unwrap()]);
-    assert!(!path("mid.vhd").exists());
-    assert_eq!(["leaf.vhd", "sibling.vhd"].map(|name| hash(&path(name))), before);
-    assert_eq!(Folder::scan(folder.path(), vhd_core::Files::Images).unwrap().nodes().count(), 3);
-}
-
-/// A visible volume that holds nothing looks as if it had been merged; it must not be deleted for that.
+/// It shares its parent with others; that it holds nothing changes nothing about that.
 #[test]
 fn an_empty_volume_beside_others_is_not_merged_away() {
     let folder = golden::unpack(&["base.vhd"]);
     let path = |name: &str| folder.path().join(name);
-    vhd_core::snapshot(&path("base.vhd"), &path("snap.vhd"), &ChainOptions::default()).unwrap();
+    worker::snapshot(&path("base.vhd"), &path("snap.vhd")).unwrap();
     let error = execute(&request(&path("snap.vhd"), None)).unwrap_err();
     assert!(matches!(error, CoalesceError::OtherChild { .. }), "{error}");
     assert!(path("snap.vhd").exists());
@@ -227,7 +213,7 @@ fn what_does_not_fit_is_refused_with_the_shortfall() {
     let kind = NewKind::Dynamic { block_size: BlockSize::DEFAULT };
     create_file(&path("v.vhd"), &NewImage::new(ByteCount(64 << 20), kind), Existing::Keep).unwrap();
     fill(&path("v.vhd"), 0..2, 1);
-    vhd_core::snapshot(&path("v.vhd"), &path("s.vhd"), &ChainOptions::default()).unwrap();
+    worker::snapshot(&path("v.vhd"), &path("s.vhd")).unwrap();
     fs::remove_file(path("s.vhd")).unwrap();
     fill(&path("v.vhd"), 3..7, 2);
     let before = contents(disk.folder.path());
@@ -250,7 +236,7 @@ fn a_disk_that_fills_up_in_mid_merge_loses_nothing() {
         volume.write(SectorRange::new(Sector(block * 4096), SectorCount(8)), &[1; 4096]).unwrap();
     }
     volume.close().unwrap();
-    vhd_core::snapshot(&path("v.vhd"), &path("s.vhd"), &ChainOptions::default()).unwrap();
+    worker::snapshot(&path("v.vhd"), &path("s.vhd")).unwrap();
     fs::remove_file(path("s.vhd")).unwrap();
     fill(&path("v.vhd"), 0..6, 2);
     fill(&path("v.vhd"), 9..10, 2);
@@ -266,9 +252,10 @@ fn a_disk_that_fills_up_in_mid_merge_loses_nothing() {
 
     let remount = ["-o", "remount,size=60m"];
     assert!(Command::new("mount").args(remount).arg(disk.folder.path()).status().unwrap().success());
-    let prepared = Coalesce::prepare(&request(&path("v.vhd"), None)).unwrap();
+    let repository = repository(&path("v.vhd"));
+    let prepared = Coalesce::prepare(&repository, &request(&path("v.vhd"), None)).unwrap();
     assert_eq!(prepared.ending(), &Ending::TakeName);
-    prepared.execute(&MergeOptions { threads: 0, progress: &|_| {} }).unwrap();
+    worker::execute(prepared).unwrap();
     assert_eq!(hash(&path("v.vhd")), before);
 }
 
@@ -296,8 +283,8 @@ fn children_count_whatever_they_are_called_and_wherever_they_lie() {
     for sibling in ["sibling.avhd", "sibling", ".sibling.vhd", "bases/sibling.vhd"] {
         child(&path(sibling), &path("bases/base"));
         fill_with(&path("node.vhd"), &anywhere);
-        let keep = Request { keep: true, options: anywhere.clone(), ..request(&path("node.vhd"), None) };
-        refused_for(&execute(&keep).unwrap_err(), sibling.rsplit('/').next().unwrap());
+        let keep = Request { keep: true, ..request(&path("node.vhd"), None) };
+        refused_for(&worker::coalesce(&keep, &anywhere).unwrap_err(), sibling.rsplit('/').next().unwrap());
         fs::remove_file(path(sibling)).unwrap();
     }
     let raw = path("bases/raw.img");
@@ -308,8 +295,8 @@ fn children_count_whatever_they_are_called_and_wherever_they_lie() {
         create_file(&path(name), &NewImage::new(ByteCount(1 << 20), kind), Existing::Keep).unwrap();
         fill_with(&path(name), &anywhere);
     }
-    let keep = Request { keep: true, options: anywhere, ..request(&path("on-raw.vhd"), None) };
-    refused_for(&execute(&keep).unwrap_err(), "beside.vhd");
+    let keep = Request { keep: true, ..request(&path("on-raw.vhd"), None) };
+    refused_for(&worker::coalesce(&keep, &anywhere).unwrap_err(), "beside.vhd");
 }
 
 fn fill_with(path: &Path, options: &ChainOptions) {
@@ -376,13 +363,12 @@ fn copies_are_not_taken_for_each_other() {
 fn a_child_that_somebody_makes_meanwhile_is_not_orphaned() {
     let folder = golden::unpack(&["base.vhd", "mid.vhd", "leaf.vhd"]);
     let path = |name: &str| folder.path().join(name);
-    let prepared = Coalesce::prepare(&request(&path("mid.vhd"), None)).unwrap();
+    let repository = repository(&path("mid.vhd"));
+    let prepared = Coalesce::prepare(&repository, &request(&path("mid.vhd"), None)).unwrap();
     golden::unpack_into(folder.path(), &["sibling.vhd"]);
     let before = hash(&path("sibling.vhd"));
-    let error = prepared.execute(&MergeOptions { threads: 1, progress: &|_| {} }).unwrap_err();
-    assert!(matches!(error, CoalesceError::Changed { .. }), "{error}");
-    assert_eq!(hash(&path("sibling.vhd")), before);
-    execute(&request(&path("mid.vhd"), None)).unwrap();
+    let outcome = worker::execute(prepared).unwrap();
+    assert_eq!(outcome.relinked.len(), 2, "{outcome:?}");
     assert_eq!(hash(&path("sibling.vhd")), before);
 }
 
@@ -391,20 +377,25 @@ fn a_child_that_somebody_makes_meanwhile_is_not_orphaned() {
 fn a_prepared_run_stays_as_it_is() {
     let folder = golden::unpack(&["base.vhd", "mid.vhd", "leaf.vhd"]);
     let path = |name: &str| folder.path().join(name);
-    let prepared = Coalesce::prepare(&request(&path("mid.vhd"), None)).unwrap();
-    for name in ["base.vhd", "mid.vhd", "leaf.vhd"] {
+    let repository = repository(&path("mid.vhd"));
+    let prepared = Coalesce::prepare(&repository, &request(&path("mid.vhd"), None)).unwrap();
+    for name in ["base.vhd", "mid.vhd"] {
         Volume::open(&path(name), &ChainOptions::default()).unwrap_err();
-        let taken = vhd_core::snapshot(&path(name), &path("new.vhd"), &ChainOptions::default());
-        taken.unwrap_err();
+        repository.snapshot(&path(name), &path("new.vhd")).unwrap_err();
     }
     assert!(vhd_core::FileStorage::open(&path("mid.vhd"), Lock::Shared).is_err());
-    drop(prepared);
+    // The volume above the run goes on being used, and its snapshots are part of what follows the merge.
     Volume::open(&path("leaf.vhd"), &ChainOptions::default()).unwrap().close().unwrap();
+    let before = hash(&path("leaf.vhd"));
+    repository.snapshot(&path("leaf.vhd"), &path("new.vhd")).unwrap();
+    worker::execute(prepared).unwrap();
+    assert_eq!([hash(&path("leaf.vhd")), hash(&path("new.vhd"))], [before.clone(), before]);
+    assert!(!path("mid.vhd").exists());
 }
 
 #[test]
 fn a_leaf_that_has_grown_costs_no_more_than_its_data() {
-    let mut repository = Repository::default();
+    let mut repository = Model::default();
     repository.create(Start::Dynamic(BlockSize::DEFAULT), 8192);
     let volume = repository.volumes().remove(0);
     for round in 1..3 {
@@ -418,10 +409,11 @@ fn a_leaf_that_has_grown_costs_no_more_than_its_data() {
     grown.write(SectorRange::new(Sector(39_000_000), SectorCount(8)), &[4; 4096]).unwrap();
     grown.close().unwrap();
     let base = layers(&volume).pop().unwrap();
-    let prepared = Coalesce::prepare(&request(&volume, Some(&base))).unwrap();
+    let opened = worker::repository_of(&volume, &ChainOptions::default());
+    let prepared = Coalesce::prepare(&opened, &request(&volume, Some(&base))).unwrap();
     assert_eq!(prepared.plan().new_blocks, 1);
     assert_eq!(prepared.plan().zeros, ByteCount(0));
-    prepared.execute(&MergeOptions { threads: 2, progress: &|_| {} }).unwrap();
+    worker::execute(prepared).unwrap();
     let chain = Chain::open(&volume, &ChainOptions::default()).unwrap();
     let mut bytes = [0; 4096];
     chain.read(SectorRange::new(Sector(39_000_000), SectorCount(8)), &mut bytes).unwrap();
@@ -441,10 +433,10 @@ fn devices_are_neither_renamed_nor_deleted() {
     child(&path("leaf.vhd"), &path("node.vhd"));
     let options = ChainOptions { parents: vhd_core::ParentPlaces::Anywhere, ..ChainOptions::default() };
     fill_with(&path("node.vhd"), &options);
-    let request = Request { options, ..request(&path("node.vhd"), None) };
-    let error = execute(&request).unwrap_err();
+    let request = request(&path("node.vhd"), None);
+    let error = worker::coalesce(&request, &options).unwrap_err();
     assert!(matches!(error, CoalesceError::Device { .. }), "{error}");
     assert!(path("node.vhd").exists());
-    execute(&Request { keep: true, ..request }).unwrap();
+    worker::coalesce(&Request { keep: true, ..request }, &options).unwrap();
     assert_eq!(fs::read(&device.path).unwrap()[..512], [7; 512]);
 }

@@ -4,3 +4,4 @@
 
 mod coalesce;
 mod model;
+mod snapshot;

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use coalesce_worker::{Coalesce, CoalesceError, Ending, MergeOptions, Request};
+use coalesce_worker::{Coalesce, CoalesceError, Direction, Ending, Request};
 use proptest::prelude::*;
-use testkit::pattern;
-use testkit::repository::{Repository, Start, read_all};
+use testkit::model::{Model, Start, read_all};
+use testkit::{pattern, worker};
 use vhd_core::{
     BlockSize, Chain, ChainOptions, Existing, Folder, Image, NewImage, NewKind, ParentLink, Sector, SectorCount,
     SectorRange, create_file,
@@ -20,7 +20,7 @@ enum Operation {
     Resize { volume: usize, sectors: u64 },
     Snapshot { volume: usize },
     Delete { volume: usize },
-    Coalesce { node: usize, depth: usize, keep: bool, threads: usize },
+    Coalesce { node: usize, depth: usize, keep: bool, up: bool },
     Reparent { volume: usize, block: u8 },
 }
 
@@ -38,8 +38,8 @@ fn operation() -> impl Strategy<Value = Operation> {
         2 => (volume(), 1..800_u64).prop_map(|(volume, sectors)| Operation::Resize { volume, sectors }),
         3 => volume().prop_map(|volume| Operation::Snapshot { volume }),
         1 => volume().prop_map(|volume| Operation::Delete { volume }),
-        4 => (volume(), 0..4_usize, prop::bool::weighted(0.2), 1..3_usize)
-            .prop_map(|(node, depth, keep, threads)| Operation::Coalesce { node, depth, keep, threads }),
+        4 => (volume(), 0..4_usize, prop::bool::weighted(0.2), any::<bool>())
+            .prop_map(|(node, depth, keep, up)| Operation::Coalesce { node, depth, keep: keep && !up, up }),
         1 => (volume(), 0..4_u8).prop_map(|(volume, block)| Operation::Reparent { volume, block }),
     ]
 }
@@ -57,8 +57,8 @@ fn bytes(range: SectorRange) -> std::ops::Range<usize> {
     range.start.byte_offset() as usize..range.end.byte_offset() as usize
 }
 
-fn apply(repository: &mut Repository, operation: &Operation, tag: u16) {
-    let volume = |number: usize, repository: &Repository| repository.pick(number);
+fn apply(repository: &mut Model, operation: &Operation, tag: u16) {
+    let volume = |number: usize, repository: &Model| repository.pick(number);
     match *operation {
         Operation::Create { shape, block, sectors } => {
             let block = block_size(block);
@@ -118,7 +118,7 @@ fn apply(repository: &mut Repository, operation: &Operation, tag: u16) {
             let Some(path) = volume(number, repository).filter(|_| repository.volumes().len() > 2) else { return };
             repository.delete(&path);
         }
-        Operation::Coalesce { node, depth, keep, threads } => coalesce(repository, node, depth, keep, threads),
+        Operation::Coalesce { node, depth, keep, up } => coalesce(repository, node, depth, keep, up),
         Operation::Reparent { volume: number, block } => {
             let Some(path) = volume(number, repository) else { return };
             reparent(repository, &path, block_size(block));
@@ -127,7 +127,7 @@ fn apply(repository: &mut Repository, operation: &Operation, tag: u16) {
 }
 
 /// Merges some node of the folder into some ancestor, or finds that this is refused and for a good reason.
-fn coalesce(repository: &mut Repository, number: usize, depth: usize, keep: bool, threads: usize) {
+fn coalesce(repository: &mut Model, number: usize, depth: usize, keep: bool, up: bool) {
     let forest = Folder::scan(repository.path(), vhd_core::Files::Images).unwrap();
     let nodes: Vec<_> = forest.nodes().filter(|(_, node)| node.parent.is_some()).map(|(id, _)| id).collect();
     if nodes.is_empty() {
@@ -139,16 +139,17 @@ fn coalesce(repository: &mut Repository, number: usize, depth: usize, keep: bool
         into = forest.parent(into).unwrap_or(into);
     }
     let (node_path, into_path) = (forest.node(node).path.clone(), forest.node(into).path.clone());
-    let request =
-        Request { node: node_path.clone(), into: Some(into_path.clone()), keep, options: ChainOptions::default() };
-    let prepared = match Coalesce::prepare(&request) {
+    let direction = if up { Direction::Up } else { Direction::Down };
+    let request = Request { node: node_path.clone(), into: Some(into_path.clone()), direction, keep };
+    let opened = worker::repository_of(&node_path, &ChainOptions::default());
+    let prepared = match Coalesce::prepare(&opened, &request) {
         Ok(prepared) => prepared,
         Err(CoalesceError::OtherChild { .. }) => {
             let mut run = std::iter::successors(forest.parent(node), |&id| (id != into).then(|| forest.parent(id))?);
-            assert!(run.any(|id| forest.children(id).count() > 1), "refused without another child");
+            assert!(run.any(|id| forest.children(id).len() > 1), "refused without another child");
             return;
         }
-        Err(CoalesceError::RawTarget { .. }) => return,
+        Err(CoalesceError::RawTarget { .. } | CoalesceError::FlatSource { .. }) => return,
         Err(error) => panic!("{error}"),
     };
     let (ending, planned) = (prepared.ending().clone(), prepared.plan().data);
@@ -156,7 +157,7 @@ fn coalesce(repository: &mut Repository, number: usize, depth: usize, keep: bool
     let progress = |moved: vhd_core::ByteCount| {
         moved_last.fetch_max(moved.0, std::sync::atomic::Ordering::Relaxed);
     };
-    let outcome = prepared.execute(&MergeOptions { threads, progress: &progress }).unwrap();
+    let outcome = worker::with_options(&progress, |options| prepared.execute(options)).unwrap();
     assert_eq!(outcome.moved.data, planned);
     assert_eq!(moved_last.into_inner(), planned.0);
     match ending {
@@ -165,13 +166,13 @@ fn coalesce(repository: &mut Repository, number: usize, depth: usize, keep: bool
             assert_eq!(outcome.relinked, children);
             repository.forget(&node_path);
         }
-        Ending::TakeName => assert!(node_path.exists() && !into_path.exists()),
+        Ending::TakeName | Ending::Stand => assert!(node_path.exists() && !into_path.exists()),
     }
     assert!(outcome.deleted.iter().all(|path| !path.exists()));
 }
 
 /// Puts a flat copy of a volume's parent in the place of that parent.
-fn reparent(repository: &mut Repository, volume: &Path, block_size: BlockSize) {
+fn reparent(repository: &mut Model, volume: &Path, block_size: BlockSize) {
     let open = repository.open(volume);
     let Some(parents) = open.parents() else { return };
     let (size, content) = (parents.size(), read_all(parents));
@@ -197,7 +198,7 @@ proptest! {
         first in (0..3_u8, 0..4_u8, 1..600_u64),
         operations in prop::collection::vec(operation(), 1..24),
     ) {
-        let mut repository = Repository::default();
+        let mut repository = Model::default();
         let (shape, block, sectors) = first;
         apply(&mut repository, &Operation::Create { shape, block, sectors }, 0);
         for (tag, operation) in (1..).zip(&operations) {

@@ -104,8 +104,13 @@ impl Image<ReadWrite> {
     }
 
     /// Tells whether no good footer stands at the end, as after a crash.
-    pub(super) fn lacks_end_footer(&self) -> bool {
+    pub(crate) fn lacks_end_footer(&self) -> bool {
         locked(&self.mode.tail).footer.is_none()
+    }
+
+    /// Tells whether the file has grown past its end footer.
+    pub(super) fn has_grown(&self) -> bool {
+        locked(&self.mode.tail).grown
     }
 
     /// Moves the end of what the file holds to `end`, further on; the file follows when the footer is written there.

@@ -8,7 +8,7 @@ use testkit::{golden, guest_sha256, pattern, sha256};
 use vhd_core::check::{self, Severity};
 use vhd_core::{
     BlockSize, ByteCount, Chain, ChainOptions, Existing, Image, Lock, NewImage, NewKind, SectorCount, Volume,
-    create_file, snapshot,
+    create_file,
 };
 
 use super::sectors;
@@ -56,7 +56,7 @@ fn libvhdi_reads_our_chains() {
     create_file(&path("v.vhd"), &NewImage::new(ByteCount(32 << 20), kind), Existing::Keep).unwrap();
     for level in 1..4 {
         write_scattered(&path("v.vhd"), level, 900 * u64::from(level));
-        snapshot(&path("v.vhd"), &path(&format!("s{level}.vhd")), &ChainOptions::default()).unwrap();
+        testkit::worker::snapshot(&path("v.vhd"), &path(&format!("s{level}.vhd"))).unwrap();
     }
     write_scattered(&path("v.vhd"), 9, 5000);
     for name in ["v.vhd", "s1.vhd", "s2.vhd", "s3.vhd"] {

@@ -8,7 +8,6 @@ mod fault;
 mod golden;
 mod hostile;
 mod interop;
-mod snapshot;
 mod storage;
 mod write;
 

@@ -2,9 +2,10 @@
 
 mod describe;
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use coalesce_worker::{Coalesce, Ending, MergeOptions, Request};
+use coalesce_worker::{Abort, Budget, Coalesce, Direction, Ending, Limits, MergeOptions, Request};
 use vhd_core::{Image, Layer, Lock, ReadOnly};
 
 use super::Format;
@@ -34,17 +35,21 @@ pub(crate) struct Args {
     /// Print what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
-    /// Threads that move data; 0 stands for as many as there are cores
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    threads: usize,
+    /// Merge into NODE instead, which then no longer needs the others; NODE and its children keep their names
+    #[arg(long, conflicts_with = "keep")]
+    up: bool,
+    /// Threads that move data [default: as many as there are cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
     #[command(flatten)]
     format: Format,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError> {
-    let request =
-        Request { node: args.node.clone(), into: args.into.clone(), keep: args.keep, options: context.chain_options() };
-    let coalesce = Coalesce::prepare(&request)?;
+    let repository = context.repository_of(&args.node)?;
+    let direction = if args.up { Direction::Up } else { Direction::Down };
+    let request = Request { node: args.node.clone(), into: args.into.clone(), direction, keep: args.keep };
+    let coalesce = Coalesce::prepare(&repository, &request)?;
     let notes = visible_volumes(&coalesce);
     let planned = Planned::of(&coalesce, notes)?;
     let output = context.output(args.format.json);
@@ -57,7 +62,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
     }
     let progress = context.progress("coalesce", Some(coalesce.plan().data));
     let former_target = coalesce.target().to_path_buf();
-    let options = MergeOptions { threads: args.threads, progress: &|done| progress.set(done) };
+    let (budget, abort) = (Budget::new(Limits::default()), Abort::new());
+    let options =
+        MergeOptions { threads: args.threads, progress: &|done| progress.set(done), budget: &budget, abort: &abort };
     let outcome = coalesce.execute(&options)?;
     progress.finish();
 
@@ -67,7 +74,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
 }
 
 /// Tells of volumes that somebody may know by their name, and that do not stay what they are.
-fn visible_volumes(coalesce: &Coalesce) -> Vec<String> {
+fn visible_volumes(coalesce: &Coalesce<'_>) -> Vec<String> {
     let is_visible = |image: &Image<ReadOnly>| !image.footer().hidden();
     let mut notes = Vec::new();
     // The node itself is what the merge was asked for.

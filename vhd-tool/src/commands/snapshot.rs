@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use coalesce_worker::Snapshotted;
 use serde::Serialize;
-use vhd_core::Snapshotted;
 
 use super::Format;
 use crate::cli::{Context, Status};
@@ -48,7 +48,7 @@ pub(super) fn take(
     format: Format,
     context: &Context,
 ) -> Result<Status, CommandError> {
-    let (base, new_base) = match vhd_core::snapshot(volume, new, &context.chain_options())? {
+    let (base, new_base) = match context.repository_of(volume)?.snapshot(volume, new)? {
         Snapshotted::NewBase(base) => (base, true),
         Snapshotted::SharedParent(base) => (base, false),
     };

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use coalesce_worker::Repository;
 use serde::Serialize;
-use vhd_core::{ByteCount, DiskType, Files, Folder, Node, NodeId, Uuid, finish_interrupted};
+use vhd_core::{ByteCount, DiskType, Files, Folder, Node, NodeId, Uuid};
 
 use super::Format;
 use crate::cli::{Context, Status};
@@ -68,13 +69,8 @@ struct Damaged {
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError> {
     // A snapshot whose process has died shows as one file too many, or too few.
-    match finish_interrupted(&args.folder) {
-        Ok(unfinished) => {
-            for waiting in unfinished {
-                let (file, why) = (waiting.prepared.display(), with_causes(&waiting.error));
-                context.note(&format!("{file} is left of an interrupted snapshot and cannot be finished: {why}"));
-            }
-        }
+    match Repository::open(&args.folder, context.chain_options()) {
+        Ok((_, recovered)) => context.tell_recovered(&recovered),
         Err(error) => context.note(&with_causes(&error)),
     }
     let folder = Folder::scan(&args.folder, Files::Images)?;

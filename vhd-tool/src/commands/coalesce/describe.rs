@@ -65,7 +65,7 @@ fn text(path: &Path) -> String {
 }
 
 impl Planned {
-    pub(super) fn of(coalesce: &Coalesce, notes: Vec<String>) -> Result<Self, CoalesceError> {
+    pub(super) fn of(coalesce: &Coalesce<'_>, notes: Vec<String>) -> Result<Self, CoalesceError> {
         let plan = coalesce.plan();
         let sources: Vec<String> = coalesce.sources().iter().map(|layer| text(layer.path())).collect();
         let target = text(coalesce.target());
@@ -75,6 +75,7 @@ impl Planned {
             Ending::Relink(children) => {
                 Then { relink: children.iter().map(|child| text(child)).collect(), delete: sources.clone(), ..none }
             }
+            Ending::Stand => Then { delete: sources.clone(), ..none },
             Ending::TakeName => {
                 let rename = Renamed { from: target.clone(), to: sources[0].clone() };
                 Then { rename: Some(rename), delete: sources[1..].to_vec(), ..none }

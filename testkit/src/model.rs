@@ -8,14 +8,14 @@ use tempfile::TempDir;
 use vhd_core::check::{self, Severity};
 use vhd_core::{
     BlockSize, ByteCount, Chain, ChainOptions, Existing, NewImage, NewKind, ParentLink, SECTOR_SIZE, Sector,
-    SectorCount, SectorRange, Volume, create_file, snapshot,
+    SectorCount, SectorRange, Volume, create_file,
 };
 
-use crate::scratch;
+use crate::{scratch, worker};
 
 /// A folder of images and the content that each volume must have.
 #[derive(Debug)]
-pub struct Repository {
+pub struct Model {
     folder: TempDir,
     contents: BTreeMap<PathBuf, Vec<u8>>,
     made: usize,
@@ -32,13 +32,13 @@ pub enum Start {
     OnRaw(BlockSize),
 }
 
-impl Default for Repository {
+impl Default for Model {
     fn default() -> Self {
         Self { folder: scratch::folder(), contents: BTreeMap::new(), made: 0 }
     }
 }
 
-impl Repository {
+impl Model {
     /// The folder.
     pub fn path(&self) -> &Path {
         self.folder.path()
@@ -128,7 +128,7 @@ impl Repository {
     /// Takes a snapshot or clone.
     pub fn snapshot(&mut self, volume: &Path) {
         let path = self.new_path("vhd");
-        snapshot(volume, &path, &ChainOptions::default()).expect("the snapshot is taken");
+        worker::snapshot(volume, &path).expect("the snapshot is taken");
         self.contents.insert(path, self.contents[volume].clone());
     }
 

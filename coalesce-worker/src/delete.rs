@@ -1,0 +1,133 @@
+//! Deleting volumes: a file that others need becomes a hidden base, any other goes.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use vhd_core::{
+    FileError, FolderError, Image, MetadataError, OpenError, ReadWrite, StorageError, folder_of, sync_folder,
+};
+
+use crate::journal::Journal;
+use crate::record::{FileId, Record};
+use crate::repository::{Repository, StructureLock};
+
+/// What became of a deleted volume's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deleted {
+    /// It is gone.
+    Removed,
+    /// Others read through it: it is a hidden base now, and goes when they no longer need it.
+    Hidden,
+}
+
+/// Why a volume was not deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteError {
+    /// It cannot be opened, or somebody uses it.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It cannot be hidden.
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    /// The folder cannot be listed.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A step on a file failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// It is no volume any more.
+    #[error("{}: a hidden base, not a volume; the collector removes it when nobody needs it", path.display())]
+    Hidden {
+        /// The image.
+        path: PathBuf,
+    },
+    /// It lies elsewhere.
+    #[error("{}: not in the repository {}", path.display(), folder.display())]
+    OtherFolder {
+        /// The image.
+        path: PathBuf,
+        /// The repository.
+        folder: PathBuf,
+    },
+}
+
+impl Repository {
+    /// Deletes a volume or snapshot. What only it needed is left for the collector.
+    ///
+    /// # Errors
+    /// What [`DeleteError`] lists. A volume in use is refused.
+    ///
+    /// # Crash safety
+    /// Once it has been journaled, the volume is gone: whoever opens the repository next does the rest.
+    pub fn delete(&self, volume: &Path) -> Result<Deleted, DeleteError> {
+        let volume = volume.canonicalize().map_err(FileError::when(volume, "open it"))?;
+        if folder_of(&volume) != self.folder() {
+            return Err(DeleteError::OtherFolder { path: volume, folder: self.folder().into() });
+        }
+        let image = self.claim(&volume)?;
+        if image.footer().hidden() {
+            return Err(DeleteError::Hidden { path: volume });
+        }
+        let structure = self.lock_structure()?;
+        let id = FileId { path: self.relative(&volume), unique_id: image.footer().unique_id() };
+        let journal = Journal::begin(&self.state(), &Record::Delete(id))?;
+        let deleted = self.hide_and_remove(image, &structure)?;
+        // What is left is a journal of something that has been done: whoever opens the repository next finds that.
+        let _ = journal.remove();
+        Ok(deleted)
+    }
+
+    /// Does the rest for a process that died.
+    pub(crate) fn finish_delete(&self, id: &FileId, structure: &StructureLock) -> Result<(), DeleteError> {
+        let path = self.absolute(&id.path);
+        if id.is_at(&path) {
+            self.hide_and_remove(Image::open_writable(&path)?, structure)?;
+        }
+        Ok(())
+    }
+
+    fn hide_and_remove(&self, mut image: Image<ReadWrite>, _: &StructureLock) -> Result<Deleted, DeleteError> {
+        image.set_hidden(true)?;
+        let path = image.path().to_path_buf();
+        if !self.scan()?.dependants(&path, image.footer().unique_id()).is_empty() {
+            return Ok(Deleted::Hidden);
+        }
+        remove_durably(&path)?;
+        Ok(Deleted::Removed)
+    }
+
+    /// Opens a volume for writing. A merge that holds it is asked to let go.
+    pub(crate) fn claim(&self, volume: &Path) -> Result<Image<ReadWrite>, OpenError> {
+        let mut request = None;
+        for _ in 0..crate::yielding::TRIES {
+            match Image::open_writable(volume) {
+                Err(error) if is_busy(&error) => match &mut request {
+                    Some(_) => std::thread::sleep(crate::yielding::INTERVAL),
+                    None => match crate::yielding::YieldRequest::to_whoever_merges(self, volume) {
+                        Some(made) => request = Some(made),
+                        None => return Err(error),
+                    },
+                },
+                opened => return opened,
+            }
+        }
+        Image::open_writable(volume)
+    }
+}
+
+/// Tells whether somebody else has locked the image.
+pub(crate) fn is_busy(error: &OpenError) -> bool {
+    matches!(error, OpenError::Storage(StorageError { source, .. }) if source.kind() == io::ErrorKind::ResourceBusy)
+}
+
+/// Removes a file's name, durably.
+pub(crate) fn remove_durably(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => {
+            removed.map_err(FileError::when(path, "delete it"))?;
+            sync_folder(folder_of(path))
+        }
+    }
+}

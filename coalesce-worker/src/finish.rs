@@ -1,0 +1,234 @@
+//! What follows a merge: children get their new parent, or the target the node's name, and the merged files go.
+//!
+//! The same steps are taken by whoever has merged and by whoever finds the journal of a process that died.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+use vhd_core::{ByteCount, FileError, FileStorage, HeaderChange, Image, ParentLink, ReadWrite, folder_of, sync_folder};
+
+use crate::coalesce::first_in_use;
+use crate::delete::remove_durably;
+use crate::error::CoalesceError;
+use crate::journal::Journal;
+use crate::record::{Direction, FileId, HeaderRecord, MergeIntent, Record};
+use crate::repository::{Repository, StructureLock};
+use crate::run::{Neighbours, open_child};
+use crate::target::Target;
+
+/// A run whose data has been merged, durably.
+pub(crate) struct Finish<'a> {
+    pub(crate) repository: &'a Repository,
+    pub(crate) intent: &'a MergeIntent,
+    /// Children that have their new parent already.
+    pub(crate) relinked: BTreeSet<PathBuf>,
+    pub(crate) target: Target,
+    /// The locks on the sources.
+    pub(crate) locks: Vec<FileStorage>,
+}
+
+/// What was done.
+#[derive(Debug, Default)]
+pub(crate) struct Finished {
+    pub(crate) target: PathBuf,
+    pub(crate) relinked: Vec<PathBuf>,
+    pub(crate) deleted: Vec<PathBuf>,
+    /// An image that somebody uses; the journal stays.
+    pub(crate) waits_for: Option<PathBuf>,
+}
+
+impl Finish<'_> {
+    /// Does what is left to do.
+    ///
+    /// # Errors
+    /// A failed step: the journal stays, and it can be done again. A run that has got other children meanwhile: every leaf
+    /// reads as before, and the merge is forgotten.
+    pub(crate) fn run(mut self, mut journal: Journal, structure: &StructureLock) -> Result<Finished, CoalesceError> {
+        match self.link(&mut journal, structure) {
+            Ok(Linked::Waits(image)) => {
+                let target = self.target.container().path().to_path_buf();
+                self.target.close()?;
+                Ok(Finished { target, waits_for: Some(image), ..Finished::default() })
+            }
+            Ok(Linked::Done { target, obsolete, readers }) => {
+                let relinked = self.relinked.iter().cloned().collect();
+                let Self { repository, target: image, locks, .. } = self;
+                image.close()?;
+                let (deleted, waits_for) = remove_obsolete(repository, journal, &obsolete, readers, structure)?;
+                drop(locks);
+                Ok(Finished { target, relinked, deleted, waits_for })
+            }
+            Err(error) => {
+                if error.is_final() {
+                    self.take_back()?;
+                    journal.remove()?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn path(&self, file: &FileId) -> PathBuf {
+        self.repository.absolute(&file.path)
+    }
+
+    /// The images of the run and who they are, newest first.
+    fn identities(&self) -> Vec<(PathBuf, Uuid)> {
+        let target = std::iter::once(&self.intent.target);
+        let files: Vec<&FileId> = match self.intent.direction {
+            Direction::Down => self.intent.sources.iter().chain(target).collect(),
+            Direction::Up => target.chain(&self.intent.sources).collect(),
+        };
+        files.into_iter().map(|file| (self.path(file), file.unique_id)).collect()
+    }
+
+    /// Takes the sources out of every chain.
+    fn link(&mut self, journal: &mut Journal, _: &StructureLock) -> Result<Linked, CoalesceError> {
+        let run = self.identities();
+        let neighbours = Neighbours::of(self.repository, run.iter().map(|(path, _)| path.as_path()))?;
+        neighbours.check_only_children(&run, &self.relinked)?;
+        let (node, node_id) = run[0].clone();
+        if self.intent.keep {
+            return Ok(Linked::done(self.path(&self.intent.target), Vec::new()));
+        }
+        if self.intent.direction == Direction::Up {
+            let readers = neighbours.descendants_of(&BTreeSet::from([node.clone()]))?;
+            self.stand(journal)?;
+            return self.linked(journal, node, &self.intent.sources, readers);
+        }
+        let size = node_size(&node)?;
+        self.target.cut(size)?;
+        let children = neighbours.children_of(&node, node_id)?;
+        if children.is_empty() && self.relinked.is_empty() {
+            self.take_place_of(&node)?;
+            return self.linked(journal, node, &self.intent.sources[1..], BTreeSet::new());
+        }
+        for path in &children {
+            let Some(child) = open_child(&node, node_id, path)? else { return Ok(Linked::Waits(path.clone())) };
+            self.relink(child, journal)?;
+            self.relinked.insert(path.clone());
+        }
+        let readers = neighbours.descendants_of(&self.relinked)?;
+        self.linked(journal, self.path(&self.intent.target), &self.intent.sources, readers)
+    }
+
+    fn linked(
+        &self,
+        journal: &mut Journal,
+        target: PathBuf,
+        obsolete: &[FileId],
+        readers: BTreeSet<PathBuf>,
+    ) -> Result<Linked, CoalesceError> {
+        let relative = readers.iter().map(|path| self.repository.relative(path)).collect();
+        journal.append(&Record::Linked { obsolete: obsolete.to_vec(), readers: relative })?;
+        Ok(Linked::Done { target, obsolete: obsolete.to_vec(), readers })
+    }
+
+    /// Makes an image a child of the target.
+    fn relink(&self, mut child: Image<ReadWrite>, journal: &mut Journal) -> Result<(), CoalesceError> {
+        let target = &self.intent.target;
+        let link = ParentLink::new(folder_of(child.path()), &self.path(target), target.unique_id)?;
+        let record = record_in(self.repository, journal, child.path());
+        child.relink_recorded(&link, record)?;
+        Ok(child.close()?)
+    }
+
+    /// Makes the target a child of what lies beneath the run.
+    fn stand(&mut self, journal: &mut Journal) -> Result<(), CoalesceError> {
+        let repository = self.repository;
+        let path = self.target.container().path().to_path_buf();
+        let Target::Vhd(image) = &mut self.target else { return Err(CoalesceError::FlatSource { path }) };
+        let record = record_in(repository, journal, &path);
+        match &self.intent.beneath {
+            Some(beneath) => {
+                let link = ParentLink::new(folder_of(&path), &repository.absolute(&beneath.path), beneath.unique_id)?;
+                image.relink_recorded(&link, record)
+            }
+            None => image.detach(record),
+        }
+    }
+
+    /// Gives the target the node's hidden state, owner and name. The rename decides.
+    fn take_place_of(&mut self, node: &Path) -> Result<(), CoalesceError> {
+        let hidden = !self.intent.node_is_volume;
+        let Target::Vhd(target) = &mut self.target else {
+            let target = self.target.container().path().into();
+            return Err(CoalesceError::RawTarget { target, node: node.into() });
+        };
+        target.set_hidden(hidden)?;
+        let path = target.path();
+        crate::snapshot::copy_owner(node, path)?;
+        fs::rename(path, node).map_err(FileError::when(node, "put the merged image in its place"))?;
+        Ok(sync_folder(folder_of(node))?)
+    }
+
+    /// Makes the target what it was to others than the node.
+    fn take_back(&mut self) -> Result<(), CoalesceError> {
+        if let Target::Vhd(image) = &mut self.target {
+            image.set_hidden(self.intent.target_hidden)?;
+        }
+        Ok(())
+    }
+}
+
+enum Linked {
+    /// No image names the sources any more.
+    Done { target: PathBuf, obsolete: Vec<FileId>, readers: BTreeSet<PathBuf> },
+    /// Somebody uses this child.
+    Waits(PathBuf),
+}
+
+impl Linked {
+    fn done(target: PathBuf, obsolete: Vec<FileId>) -> Self {
+        Self::Done { target, obsolete, readers: BTreeSet::new() }
+    }
+}
+
+fn node_size(node: &Path) -> Result<ByteCount, CoalesceError> {
+    let image = Image::<vhd_core::ReadOnly>::open(node, vhd_core::Lock::None)?;
+    Ok(image.footer().current_size())
+}
+
+/// Records the change of a header.
+fn record_in<'j>(
+    repository: &Repository,
+    journal: &'j mut Journal,
+    image: &Path,
+) -> impl FnOnce(&HeaderChange) -> Result<(), CoalesceError> + use<'j> {
+    let image = repository.relative(image);
+    move |change| Ok(journal.append(&Record::Header(HeaderRecord::new(image, change)))?)
+}
+
+/// Deletes files that nobody names as a parent any more, newest first, once none of the readers can have them open.
+///
+/// Gives those that are gone, or a reader that still holds on.
+pub(crate) fn remove_obsolete(
+    repository: &Repository,
+    mut journal: Journal,
+    obsolete: &[FileId],
+    readers: BTreeSet<PathBuf>,
+    _: &StructureLock,
+) -> Result<(Vec<PathBuf>, Option<PathBuf>), CoalesceError> {
+    let mut waits_for = None;
+    for reader in readers {
+        match first_in_use([&reader])? {
+            Some(reader) => waits_for = Some(reader),
+            None => journal.append(&Record::Released { reader: repository.relative(&reader) })?,
+        }
+    }
+    if waits_for.is_some() {
+        return Ok((Vec::new(), waits_for));
+    }
+    let mut deleted = Vec::new();
+    for file in obsolete {
+        let path = repository.absolute(&file.path);
+        if path.exists() && file.is_at(&path) {
+            remove_durably(&path)?;
+            deleted.push(path);
+        }
+    }
+    journal.remove()?;
+    Ok((deleted, None))
+}

@@ -1,0 +1,217 @@
+//! The record on disk of one operation: what is to be done, and how far it has come.
+//!
+//! A file of its own for each operation, in the repository's state folder, locked (`flock`) by the process that works on
+//! it: whoever gets the lock knows that the process has died. It starts with eight bytes that name the format; frames
+//! follow:
+//!
+//! ```text
+//!   0       4         8
+//!   | length | CRC-32  | a record, as JSON |     both numbers big-endian; the CRC is of length and record
+//! ```
+//!
+//! A frame counts once it is whole, and each is durable before the next step is taken; what power failed in is cut off.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crc::{CRC_32_ISO_HDLC, Crc};
+use uuid::Uuid;
+use vhd_core::{Existing, FileError, NewFile, folder_of, sync_folder};
+
+use crate::record::Record;
+
+const MAGIC: &[u8; 8] = b"vhdjrnl1";
+const FRAME_HEADER: usize = 8;
+/// What a record may take: it holds two headers, or the names of a chain.
+const MAX_RECORD: u32 = 16 << 20;
+const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+const EXTENSION: &str = "journal";
+
+/// The record of one operation, locked by this process.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    path: PathBuf,
+    file: File,
+    /// The end of the last whole frame.
+    end: u64,
+}
+
+impl Journal {
+    /// Records an operation before its first step.
+    ///
+    /// # Crash safety
+    /// Once this has returned the record survives; before, there is none.
+    pub(crate) fn begin(folder: &Path, first: &Record) -> Result<Self, FileError> {
+        let path = folder.join(format!("{}.{EXTENSION}", Uuid::new_v4()));
+        let failed = |source| FileError { path: path.clone(), action: "make the journal", source };
+        let new = NewFile::start(&path).map_err(failed)?;
+        let file = new.file().try_clone().map_err(failed)?;
+        // Before it has a name: nobody shall take it for one whose process has died.
+        file.try_lock().map_err(|error| failed(error.into()))?;
+        file.write_all_at(MAGIC, 0).map_err(failed)?;
+        let mut journal = Self { path: path.clone(), file, end: MAGIC.len() as u64 };
+        journal.append(first)?;
+        new.publish(&path, Existing::Keep).map_err(failed)?;
+        sync_folder(folder)?;
+        Ok(journal)
+    }
+
+    /// Adds a record, durably.
+    pub(crate) fn append(&mut self, record: &Record) -> Result<(), FileError> {
+        let failed = |source| FileError { path: self.path.clone(), action: "write the journal", source };
+        let text = serde_json::to_vec(record).map_err(|error| failed(error.into()))?;
+        let length = u32::try_from(text.len()).ok().filter(|&length| length <= MAX_RECORD);
+        let length = length.ok_or_else(|| failed(io::ErrorKind::FileTooLarge.into()))?.to_be_bytes();
+        let frame = [&length[..], &checksum(length, &text).to_be_bytes(), &text].concat();
+        self.file.write_all_at(&frame, self.end).map_err(failed)?;
+        self.file.sync_data().map_err(failed)?;
+        self.end += frame.len() as u64;
+        Ok(())
+    }
+
+    /// Forgets the operation: it has been done, or taken back.
+    pub(crate) fn remove(self) -> Result<(), FileError> {
+        fs::remove_file(&self.path).map_err(FileError::when(&self.path, "remove the journal"))?;
+        sync_folder(folder_of(&self.path))
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes over the journal at `path` and reads it; `None` where its process lives, or it is gone.
+    pub(crate) fn take_over(path: &Path) -> Result<Option<(Self, Vec<Record>)>, FileError> {
+        let failed = |source| FileError { path: path.into(), action: "read the journal", source };
+        let file = match File::options().read(true).write(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(failed)?,
+        };
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            locked => locked.map_err(|error| failed(error.into()))?,
+        }
+        // Its process may have ended it, and the name with it, before the lock was ours.
+        if file.metadata().map_err(failed)?.nlink() == 0 {
+            return Ok(None);
+        }
+        let bytes = fs::read(path).map_err(failed)?;
+        let (records, end) = parse(&bytes);
+        // A frame that is not whole must not come back to life behind a shorter one.
+        file.set_len(end.max(MAGIC.len()) as u64).map_err(failed)?;
+        Ok(Some((Self { path: path.into(), file, end: end as u64 }, records)))
+    }
+
+    /// Reads the journal of whoever works on it.
+    pub(crate) fn peek(path: &Path) -> Result<Vec<Record>, FileError> {
+        match fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            bytes => Ok(parse(&bytes.map_err(FileError::when(path, "read the journal"))?).0),
+        }
+    }
+
+    /// Lists the journals in a folder, in the order of their names; none where there is no such folder.
+    pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
+        let entries = match fs::read_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>),
+        };
+        let entries = entries.map_err(FileError::when(folder, "list the folder"))?;
+        let paths = entries.into_iter().map(|entry| entry.path());
+        let mut found: Vec<_> = paths.filter(|path| path.extension().is_some_and(|it| it == EXTENSION)).collect();
+        found.sort_unstable();
+        Ok(found)
+    }
+}
+
+fn checksum(length: [u8; 4], text: &[u8]) -> u32 {
+    let mut digest = CRC.digest();
+    digest.update(&length);
+    digest.update(text);
+    digest.finalize()
+}
+
+/// Reads whole frames; gives the records and where the last one ends.
+fn parse(bytes: &[u8]) -> (Vec<Record>, usize) {
+    let mut records = Vec::new();
+    let Some(_) = bytes.strip_prefix(MAGIC) else { return (records, 0) };
+    let mut end = MAGIC.len();
+    while let Some((header, rest)) = bytes[end..].split_at_checked(FRAME_HEADER) {
+        let (length, crc) = header.split_at(4);
+        let length: [u8; 4] = length.try_into().expect("half of eight");
+        let size = u32::from_be_bytes(length);
+        let Some(text) = rest.get(..size as usize).filter(|_| size <= MAX_RECORD) else { break };
+        if checksum(length, text).to_be_bytes() != crc {
+            break;
+        }
+        // Of a later version: nothing after it can be understood either.
+        let Ok(record) = serde_json::from_slice(text) else { break };
+        records.push(record);
+        end += FRAME_HEADER + size as usize;
+    }
+    (records, end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(folder: &Path) -> (PathBuf, Vec<u8>) {
+        let mut journal = Journal::begin(folder, &Record::Checkpoint { sector: 1 }).unwrap();
+        journal.append(&Record::Merged).unwrap();
+        let path = journal.path().to_path_buf();
+        drop(journal);
+        let bytes = fs::read(&path).unwrap();
+        (path, bytes)
+    }
+
+    #[test]
+    fn what_was_appended_is_read_by_whoever_takes_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::begin(folder.path(), &Record::Merged).unwrap();
+        let path = journal.path().to_path_buf();
+        assert!(Journal::take_over(&path).unwrap().is_none(), "its process lives");
+        assert_eq!(Journal::peek(&path).unwrap(), [Record::Merged]);
+        drop(journal);
+        let (mut journal, records) = Journal::take_over(&path).unwrap().unwrap();
+        assert_eq!(records, [Record::Merged]);
+        journal.append(&Record::Checkpoint { sector: 7 }).unwrap();
+        drop(journal);
+        let (journal, records) = Journal::take_over(&path).unwrap().unwrap();
+        assert_eq!(records, [Record::Merged, Record::Checkpoint { sector: 7 }]);
+        assert_eq!(Journal::list(folder.path()).unwrap(), [path]);
+        journal.remove().unwrap();
+        assert_eq!(Journal::list(folder.path()).unwrap(), <[PathBuf; 0]>::default());
+    }
+
+    #[test]
+    fn a_torn_tail_is_cut_off_wherever_it_is_torn() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, whole) = sample(folder.path());
+        let second = parse(&whole).1 - (FRAME_HEADER + serde_json::to_vec(&Record::Merged).unwrap().len());
+        for end in 0..whole.len() {
+            fs::write(&path, &whole[..end]).unwrap();
+            let (mut journal, records) = Journal::take_over(&path).unwrap().unwrap();
+            assert_eq!(records.len(), usize::from(end >= second), "cut at {end}");
+            if end >= MAGIC.len() {
+                journal.append(&Record::Checkpoint { sector: 9 }).unwrap();
+                drop(journal);
+                assert_eq!(Journal::peek(&path).unwrap().last(), Some(&Record::Checkpoint { sector: 9 }));
+            }
+        }
+    }
+
+    #[test]
+    fn a_changed_bit_ends_the_journal() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, whole) = sample(folder.path());
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 4;
+            fs::write(&path, bytes).unwrap();
+            assert!(Journal::peek(&path).unwrap().len() < 2, "byte {at}");
+        }
+    }
+}

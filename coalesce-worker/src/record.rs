@@ -1,0 +1,164 @@
+//! What journals say. Paths are relative to the repository where they lie in it, so that it can be moved as a whole.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use vhd_core::{FileOffset, HEADER_SIZE, HeaderChange, Image, Layer, Lock, ReadOnly};
+
+/// One record. The first of a journal says what is to be done, those that follow how far it has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "record", rename_all = "kebab-case")]
+pub(crate) enum Record {
+    /// A snapshot or clone is taken.
+    Snapshot(SnapshotIntent),
+    /// A volume is deleted.
+    Delete(FileId),
+    /// A run is merged.
+    Merge(MergeIntent),
+    /// Everything before this sector has been merged, durably.
+    Checkpoint { sector: u64 },
+    /// Everything has been merged, durably.
+    Merged,
+    /// The header of an image is about to change.
+    Header(HeaderRecord),
+    /// No image names the merged ones as parents any more. Those who may still have them open are waited for.
+    Linked { obsolete: Vec<FileId>, readers: Vec<PathBuf> },
+    /// One of these has let go.
+    Released { reader: PathBuf },
+}
+
+/// A snapshot: `volume`'s file becomes `base`, and `volume` and `snapshot` its children.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SnapshotIntent {
+    pub(crate) volume: PathBuf,
+    pub(crate) snapshot: PathBuf,
+    pub(crate) base: PathBuf,
+    /// The unique id of the child that takes the volume's place: it tells whether it has.
+    pub(crate) new_volume_id: Uuid,
+    /// Where the two children wait for their names.
+    pub(crate) prepared_volume: PathBuf,
+    pub(crate) prepared_snapshot: PathBuf,
+}
+
+/// A file and who it is; nil for a raw disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileId {
+    pub(crate) path: PathBuf,
+    pub(crate) unique_id: Uuid,
+}
+
+/// Which way the data of a run moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// Into the lowest image, which then takes the place of all.
+    Down,
+    /// Into the newest image, which then no longer needs the others.
+    Up,
+}
+
+/// A merge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MergeIntent {
+    pub(crate) direction: Direction,
+    /// Merge only.
+    pub(crate) keep: bool,
+    pub(crate) target: FileId,
+    /// How long the target's file was.
+    pub(crate) target_length: u64,
+    /// Whether the target was hidden.
+    pub(crate) target_hidden: bool,
+    /// Newest first.
+    pub(crate) sources: Vec<FileId>,
+    /// Whether the newest source is a volume, which may change when nobody merges.
+    pub(crate) node_is_volume: bool,
+    /// Its state then, where it could be told.
+    pub(crate) volume: Option<Stamp>,
+    /// What lies beneath the run.
+    pub(crate) beneath: Option<FileId>,
+}
+
+impl MergeIntent {
+    /// All files of the run.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &FileId> {
+        self.sources.iter().chain([&self.target])
+    }
+
+    /// The newest image.
+    pub(crate) fn node(&self) -> &FileId {
+        match self.direction {
+            Direction::Down => &self.sources[0],
+            Direction::Up => &self.target,
+        }
+    }
+}
+
+/// What changes when a file is written to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stamp {
+    length: u64,
+    modified: i64,
+    modified_nanoseconds: i64,
+    /// Times are only to be trusted until the machine starts anew: a synced write may keep its data and lose its time.
+    boot: String,
+}
+
+impl Stamp {
+    /// What the file system's clock may not tell apart.
+    const TICK: Duration = Duration::from_millis(50);
+
+    /// Takes the stamp of a file; `None` where it cannot be told from one that is written to right now.
+    pub(crate) fn of(path: &Path) -> io::Result<Option<Self>> {
+        let metadata = fs::metadata(path)?;
+        let settled = SystemTime::now().duration_since(metadata.modified()?).is_ok_and(|age| age > Self::TICK);
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Ok((settled && !boot.is_empty()).then(|| Self {
+            length: metadata.len(),
+            modified: metadata.mtime(),
+            modified_nanoseconds: metadata.mtime_nsec(),
+            boot,
+        }))
+    }
+}
+
+/// The change of a header.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HeaderRecord {
+    pub(crate) image: PathBuf,
+    at: u64,
+    old: Vec<u8>,
+    new: Vec<u8>,
+}
+
+impl HeaderRecord {
+    pub(crate) fn new(image: PathBuf, change: &HeaderChange) -> Self {
+        Self { image, at: change.at.0, old: change.old.to_vec(), new: change.new.to_vec() }
+    }
+
+    /// The change; `None` where a header's bytes have another number.
+    pub(crate) fn change(&self) -> Option<HeaderChange> {
+        let bytes = |bytes: &[u8]| <[u8; HEADER_SIZE.0 as usize]>::try_from(bytes).ok();
+        Some(HeaderChange { at: FileOffset(self.at), old: bytes(&self.old)?, new: bytes(&self.new)? })
+    }
+}
+
+impl FileId {
+    /// Names a layer as a journal does.
+    pub(crate) fn of(layer: &Layer, path: PathBuf) -> Self {
+        Self { path, unique_id: layer.as_vhd().map_or(Uuid::nil(), |image| image.footer().unique_id()) }
+    }
+
+    /// Tells whether the file at `path` is this one.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        if self.unique_id.is_nil() {
+            return path.exists();
+        }
+        let image = Image::<ReadOnly>::open(path, Lock::None);
+        image.is_ok_and(|image| image.footer().unique_id() == self.unique_id)
+    }
+}

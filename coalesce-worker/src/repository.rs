@@ -1,0 +1,133 @@
+//! A folder of images, and the state folder in it: locks, journals, and files that wait for their names.
+
+mod recover;
+
+pub use recover::{Recovered, WaitReason, Waiting};
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use vhd_core::{ChainOptions, FileError, Files, Folder, FolderError, sync_folder};
+
+use crate::journal::Journal;
+use crate::record::{FileId, Record};
+
+/// The state folder's name.
+const STATE: &str = ".vhd";
+/// How long to wait for another process to end its structural change; it takes some syncs, never the moving of data.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A folder of images whose structure is changed by journaled steps only.
+#[derive(Debug)]
+pub struct Repository {
+    folder: PathBuf,
+    options: ChainOptions,
+    /// The last scan, so that the next one reads only what has changed since.
+    scanned: Mutex<Option<Folder>>,
+}
+
+/// The right to change names, parents and hidden states in a repository. Data is never moved under it.
+#[derive(Debug)]
+pub(crate) struct StructureLock(#[expect(dead_code, reason = "held, not used")] File);
+
+impl Repository {
+    /// Opens a folder, and finishes or takes back what processes that died have left half done in it.
+    ///
+    /// # Errors
+    /// A folder that cannot be listed; journals that cannot be read or written. What cannot be finished now is no error:
+    /// [`Recovered`] tells of it, and the next opening tries again.
+    ///
+    /// # Crash safety
+    /// Recovery can be interrupted at any point and done again.
+    pub fn open(folder: &Path, options: ChainOptions) -> Result<(Self, Recovered), FileError> {
+        let folder = folder.canonicalize().map_err(FileError::when(folder, "open the folder"))?;
+        let repository = Self { folder, options, scanned: Mutex::new(None) };
+        let recovered = repository.recover()?;
+        Ok((repository, recovered))
+    }
+
+    /// Its folder, without links.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Which parents may be opened.
+    pub fn options(&self) -> &ChainOptions {
+        &self.options
+    }
+
+    /// Looks at all files of the folder. What has not changed since the last look is not read again.
+    ///
+    /// # Errors
+    /// A folder that cannot be listed.
+    pub fn scan(&self) -> Result<Folder, FolderError> {
+        let mut scanned = self.scanned.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let folder = match scanned.take() {
+            Some(last) => last.rescan(&self.folder)?,
+            None => Folder::scan(&self.folder, Files::All)?,
+        };
+        *scanned = Some(folder.clone());
+        Ok(folder)
+    }
+
+    /// Where journals and unfinished files are.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.folder.join(STATE)
+    }
+
+    /// Names a file as journals do.
+    pub(crate) fn relative(&self, path: &Path) -> PathBuf {
+        path.strip_prefix(&self.folder).unwrap_or(path).into()
+    }
+
+    /// Finds a file that a journal names.
+    pub(crate) fn absolute(&self, path: &Path) -> PathBuf {
+        self.folder.join(path)
+    }
+
+    /// Waits for everybody else who changes the structure, and keeps them away.
+    pub(crate) fn lock_structure(&self) -> Result<StructureLock, FileError> {
+        let state = self.state();
+        match fs::create_dir(&state) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => {
+                made.map_err(FileError::when(&state, "make the state folder"))?;
+                sync_folder(&self.folder)?;
+            }
+        }
+        let path = state.join("lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(FileError::when(&path, "open the lock"))?;
+        let start = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(StructureLock(file)),
+                Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(error) => return Err(FileError::when(&path, "lock the repository")(error.into())),
+            }
+        }
+    }
+
+    /// Lists all files that operations under way, or interrupted, are concerned with.
+    pub(crate) fn journaled(&self) -> Result<Vec<FileId>, FileError> {
+        let mut files = Vec::new();
+        for path in Journal::list(&self.state())? {
+            for record in Journal::peek(&path)? {
+                match record {
+                    Record::Merge(intent) => files.extend(intent.files().cloned()),
+                    Record::Linked { obsolete, .. } => files.extend(obsolete),
+                    _ => {}
+                }
+            }
+        }
+        for file in &mut files {
+            file.path = self.absolute(&file.path);
+        }
+        Ok(files)
+    }
+}

@@ -1,0 +1,297 @@
+//! What is done when a repository is opened: every journal without a living process is finished or taken back.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use vhd_core::{ByteCount, Container, FileError, FileStorage, Image, OpenError, sync_folder};
+
+use super::{Repository, StructureLock};
+use crate::coalesce::reopen_target;
+use crate::delete::DeleteError;
+use crate::error::CoalesceError;
+use crate::finish::{Finish, remove_obsolete};
+use crate::journal::Journal;
+use crate::record::{Direction, FileId, HeaderRecord, MergeIntent, Record};
+use crate::run::lock_source;
+use crate::snapshot::SnapshotError;
+use crate::target::Target;
+
+/// What opening a repository found to be done.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Operations that were finished or taken back.
+    pub finished: u64,
+    /// Merges that were interrupted while data moved; a merge of the same run goes on where they stopped.
+    pub interrupted: Vec<PathBuf>,
+    /// What could not be finished now.
+    pub waiting: Vec<Waiting>,
+}
+
+/// An operation that could not be finished. It hinders nobody but the images it is about.
+#[derive(Debug)]
+pub struct Waiting {
+    /// The image.
+    pub path: PathBuf,
+    /// Why.
+    pub reason: WaitReason,
+}
+
+/// Why an operation waits.
+#[derive(Debug, thiserror::Error)]
+pub enum WaitReason {
+    /// Somebody uses the image.
+    #[error("somebody uses it")]
+    InUse,
+    /// A snapshot that was interrupted cannot be finished.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// Nor a deletion.
+    #[error(transparent)]
+    Delete(#[from] DeleteError),
+    /// Nor a merge.
+    #[error(transparent)]
+    Merge(#[from] CoalesceError),
+}
+
+/// What came of one journal.
+enum Outcome {
+    Finished,
+    Interrupted(PathBuf),
+    Waits(Waiting),
+}
+
+impl Outcome {
+    fn in_use(path: PathBuf) -> Self {
+        Self::Waits(Waiting { path, reason: WaitReason::InUse })
+    }
+}
+
+impl Repository {
+    /// Finishes or takes back what processes that died have left half done.
+    ///
+    /// # Errors
+    /// A state folder or a journal that cannot be read or written.
+    ///
+    /// # Crash safety
+    /// Can be interrupted and done again; a second time it changes nothing.
+    pub fn recover(&self) -> Result<Recovered, FileError> {
+        let mut recovered = Recovered::default();
+        let state = self.state();
+        if !holds_more_than_the_lock(&state)? {
+            return Ok(recovered);
+        }
+        let structure = self.lock_structure()?;
+        let mut open = Vec::new();
+        for path in Journal::list(&state)? {
+            open.extend(Journal::take_over(&path)?);
+        }
+        // Merges look at the tree, and so come last.
+        open.sort_by_key(|(_, records)| matches!(records.first(), Some(Record::Merge(_))));
+        for (journal, records) in open {
+            match self.recover_one(journal, &records, &structure)? {
+                Outcome::Finished => recovered.finished += 1,
+                Outcome::Interrupted(path) => recovered.interrupted.push(path),
+                Outcome::Waits(waiting) => recovered.waiting.push(waiting),
+            }
+        }
+        self.sweep(&structure)?;
+        Ok(recovered)
+    }
+
+    fn recover_one(
+        &self,
+        journal: Journal,
+        records: &[Record],
+        structure: &StructureLock,
+    ) -> Result<Outcome, FileError> {
+        let (path, done): (&Path, Result<(), WaitReason>) = match records.first() {
+            Some(Record::Snapshot(intent)) => {
+                (&intent.volume, self.finish_snapshot(intent, structure).map_err(Into::into))
+            }
+            Some(Record::Delete(id)) => (&id.path, self.finish_delete(id, structure).map_err(Into::into)),
+            Some(Record::Merge(intent)) => {
+                let node = self.absolute(&intent.node().path);
+                let recovered = self.recover_merge(journal, intent, records, structure);
+                return Ok(
+                    recovered.unwrap_or_else(|error| Outcome::Waits(Waiting { path: node, reason: error.into() }))
+                );
+            }
+            _ => (Path::new(""), Ok(())),
+        };
+        match done {
+            Ok(()) => journal.remove().map(|()| Outcome::Finished),
+            Err(reason) => Ok(Outcome::Waits(Waiting { path: self.absolute(path), reason })),
+        }
+    }
+
+    fn recover_merge(
+        &self,
+        journal: Journal,
+        intent: &MergeIntent,
+        records: &[Record],
+        structure: &StructureLock,
+    ) -> Result<Outcome, CoalesceError> {
+        if let Some((obsolete, readers)) = linked(records) {
+            let readers = readers.iter().map(|reader| self.absolute(reader)).collect();
+            let (_, waits_for) = remove_obsolete(self, journal, obsolete, readers, structure)?;
+            return Ok(waits_for.map_or(Outcome::Finished, Outcome::in_use));
+        }
+        let target_path = self.absolute(&intent.target.path);
+        let is_there = |file: &FileId| file.is_at(&self.absolute(&file.path));
+        if !records.contains(&Record::Merged) {
+            mend_footer(&target_path, intent)?;
+            if intent.files().all(is_there) {
+                return Ok(Outcome::Interrupted(self.absolute(&intent.node().path)));
+            }
+            // The run is no longer there.
+            journal.remove()?;
+            return Ok(Outcome::Finished);
+        }
+        if let Some(header) = headers(records).last()
+            && let Some(image) = self.mend_header(header)?
+        {
+            return Ok(Outcome::in_use(image));
+        }
+        let node = self.absolute(&intent.node().path);
+        if intent.direction == Direction::Down && !target_path.exists() && intent.target.is_at(&node) {
+            // The target has taken the node's name.
+            remove_obsolete(self, journal, &intent.sources[1..], BTreeSet::new(), structure)?;
+            return Ok(Outcome::Finished);
+        }
+        if !intent.files().all(is_there) {
+            journal.remove()?;
+            return Ok(Outcome::Finished);
+        }
+        let relinked = headers(records).map(|header| self.absolute(&header.image)).collect();
+        self.finish_merge(journal, intent, relinked, structure)
+    }
+
+    /// Does what follows a merge, with all images of the run locked.
+    fn finish_merge(
+        &self,
+        journal: Journal,
+        intent: &MergeIntent,
+        relinked: BTreeSet<PathBuf>,
+        structure: &StructureLock,
+    ) -> Result<Outcome, CoalesceError> {
+        let target_path = self.absolute(&intent.target.path);
+        let mut target = match reopen_target(&target_path, intent.target.unique_id) {
+            Err(error) if error.is_busy() => return Ok(Outcome::in_use(target_path)),
+            target => target?,
+        };
+        let mut locks = Vec::new();
+        for source in &intent.sources {
+            match lock_source(&self.absolute(&source.path)) {
+                Err(error) if error.source.kind() == io::ErrorKind::ResourceBusy => {
+                    return Ok(Outcome::in_use(error.path));
+                }
+                lock => locks.push(lock?),
+            }
+        }
+        if !intent.node_is_unchanged(&self.absolute(&intent.node().path)) {
+            // What was merged of the volume is not what it holds now.
+            if let Target::Vhd(image) = &mut target {
+                image.set_hidden(intent.target_hidden)?;
+            }
+            target.close()?;
+            journal.remove()?;
+            return Ok(Outcome::Finished);
+        }
+        let finish = Finish { repository: self, intent, relinked, target, locks };
+        let waits_for = finish.run(journal, structure)?.waits_for;
+        Ok(waits_for.map_or(Outcome::Finished, Outcome::in_use))
+    }
+
+    /// Finishes the change of a header; gives the image where somebody uses it.
+    fn mend_header(&self, header: &HeaderRecord) -> Result<Option<PathBuf>, CoalesceError> {
+        let path = self.absolute(&header.image);
+        let storage = match FileStorage::open_writable(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Ok(Some(path)),
+            storage => storage.map_err(FileError::when(&path, "open it"))?,
+        };
+        if let Some(change) = header.change() {
+            change.finish(&Container::new(path, Arc::new(storage)))?;
+        }
+        Ok(None)
+    }
+
+    /// Removes what no journal speaks of: notes to merges that have ended, and images that never got their name.
+    fn sweep(&self, _: &StructureLock) -> Result<(), FileError> {
+        let state = self.state();
+        let mut prepared = BTreeSet::new();
+        for path in Journal::list(&state)? {
+            for record in Journal::peek(&path)? {
+                if let Record::Snapshot(intent) = record {
+                    prepared
+                        .extend([intent.prepared_volume, intent.prepared_snapshot].map(|path| self.absolute(&path)));
+                }
+            }
+        }
+        let entries = fs::read_dir(&state).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        let mut removed = false;
+        for entry in entries.map_err(FileError::when(&state, "list the folder"))? {
+            let path = entry.path();
+            let is_left_over = match path.extension().and_then(OsStr::to_str) {
+                Some("vhd" | "new") => !prepared.contains(&path),
+                Some("yield") => !path.with_extension("journal").exists(),
+                _ => false,
+            };
+            if is_left_over {
+                fs::remove_file(&path).map_err(FileError::when(&path, "remove it"))?;
+                removed = true;
+            }
+        }
+        if removed { sync_folder(&state) } else { Ok(()) }
+    }
+}
+
+fn holds_more_than_the_lock(state: &Path) -> Result<bool, FileError> {
+    match fs::read_dir(state) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(FileError::when(state, "list the folder")(error)),
+        Ok(entries) => Ok(entries.flatten().any(|entry| entry.file_name() != "lock")),
+    }
+}
+
+/// The files to be deleted and the readers still to be waited for, once all images have been relinked.
+fn linked(records: &[Record]) -> Option<(&[FileId], Vec<&PathBuf>)> {
+    let (obsolete, readers) = records.iter().find_map(|record| match record {
+        Record::Linked { obsolete, readers } => Some((obsolete, readers)),
+        _ => None,
+    })?;
+    let released = |path: &PathBuf| records.iter().any(|r| matches!(r, Record::Released { reader } if reader == path));
+    Some((obsolete, readers.iter().filter(|reader| !released(reader)).collect()))
+}
+
+fn headers(records: &[Record]) -> impl DoubleEndedIterator<Item = &HeaderRecord> {
+    records.iter().filter_map(|record| match record {
+        Record::Header(header) => Some(header),
+        _ => None,
+    })
+}
+
+/// Gives the target of an interrupted merge its end footer back.
+fn mend_footer(path: &Path, intent: &MergeIntent) -> Result<(), CoalesceError> {
+    if intent.target.unique_id.is_nil() {
+        return Ok(());
+    }
+    let storage = match FileStorage::open_writable(path) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy) => return Ok(()),
+        storage => storage.map_err(FileError::when(path, "open it"))?,
+    };
+    let container = Container::new(path, Arc::new(storage));
+    let image = match Image::writable_from_container(container.clone()) {
+        // A fixed disk that was to grow, and has no footer where its file now ends.
+        Err(OpenError::Footer { .. }) => {
+            vhd_core::cut_to_footer(&container, ByteCount(intent.target_length))?;
+            Image::writable_from_container(container)
+        }
+        image => image,
+    };
+    Ok(image?.restore_footer()?)
+}

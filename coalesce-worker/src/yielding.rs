@@ -1,0 +1,48 @@
+//! Merges give way: whoever wants to use a volume that is being merged leaves a note beside the journal of the merge,
+//! which then stops, to be resumed later.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::journal::Journal;
+use crate::record::Record;
+use crate::repository::Repository;
+
+/// How often a merge looks for notes, and who wrote one looks whether the volume is free.
+pub(crate) const INTERVAL: Duration = Duration::from_millis(20);
+/// How often to look before giving up: for five seconds.
+pub(crate) const TRIES: u32 = 250;
+
+/// Where a note to the merge with this journal lies.
+pub(crate) fn note_for(journal: &Path) -> PathBuf {
+    journal.with_extension("yield")
+}
+
+/// A note that is taken back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct YieldRequest(PathBuf);
+
+impl YieldRequest {
+    /// Leaves a note for the merge that a volume takes part in; `None` where there is no such merge.
+    pub(crate) fn to_whoever_merges(repository: &Repository, volume: &Path) -> Option<Self> {
+        let merges = |journal: &PathBuf| {
+            let records = Journal::peek(journal).unwrap_or_default();
+            let intent = records.first().and_then(|first| match first {
+                Record::Merge(intent) => Some(intent),
+                _ => None,
+            });
+            intent.is_some_and(|intent| intent.files().any(|file| repository.absolute(&file.path) == volume))
+        };
+        let journal = Journal::list(&repository.state()).ok()?.into_iter().find(merges)?;
+        let note = note_for(&journal);
+        File::create(&note).ok().map(|_| Self(note))
+    }
+}
+
+impl Drop for YieldRequest {
+    fn drop(&mut self) {
+        // The merge may have removed it.
+        let _ = fs::remove_file(&self.0);
+    }
+}

@@ -1,0 +1,48 @@
+//! What tests ask of the worker, without limits and without a word in between.
+
+use std::path::Path;
+
+use coalesce_worker::{
+    Abort, Budget, Coalesce, CoalesceError, Limits, MergeOptions, Outcome, Repository, Request, SnapshotError,
+    Snapshotted,
+};
+use vhd_core::{ByteCount, ChainOptions, folder_of};
+
+/// Opens the repository that a file really lies in, which recovers it.
+///
+/// # Panics
+/// If it cannot be opened.
+pub fn repository_of(file: &Path, options: &ChainOptions) -> Repository {
+    let file = file.canonicalize().expect("the file is there");
+    Repository::open(folder_of(&file), options.clone()).expect("the repository opens").0
+}
+
+/// Runs `work` with options for a merge on two threads.
+pub fn with_options<T>(progress: &(dyn Fn(ByteCount) + Sync), work: impl FnOnce(&MergeOptions<'_>) -> T) -> T {
+    let (budget, abort) = (Budget::new(Limits::default()), Abort::new());
+    work(&MergeOptions { threads: std::num::NonZeroUsize::new(2), progress, budget: &budget, abort: &abort })
+}
+
+/// Merges what has been prepared.
+///
+/// # Errors
+/// Those of the merge.
+pub fn execute(prepared: Coalesce<'_>) -> Result<Outcome, CoalesceError> {
+    with_options(&|_| {}, |options| prepared.execute(options))
+}
+
+/// Opens the repository of the request's node, and merges.
+///
+/// # Errors
+/// Those of the merge.
+pub fn coalesce(request: &Request, options: &ChainOptions) -> Result<Outcome, CoalesceError> {
+    execute(Coalesce::prepare(&repository_of(&request.node, options), request)?)
+}
+
+/// Opens the repository that a volume lies in, and takes a snapshot of it.
+///
+/// # Errors
+/// Those of the snapshot.
+pub fn snapshot(volume: &Path, snapshot: &Path) -> Result<Snapshotted, SnapshotError> {
+    repository_of(volume, &ChainOptions::default()).snapshot(volume, snapshot)
+}
