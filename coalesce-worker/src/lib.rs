@@ -40,5 +40,5 @@ pub use error::CoalesceError;
 pub use merge::{MergeError, MergeOptions, Moved};
 pub use plan::{Plan, Unit};
 pub use record::Direction;
-pub use repository::{Recovered, Repository, WaitReason, Waiting};
+pub use repository::{Recovered, Repository, WaitReason, Unfinished};
 pub use snapshot::{SnapshotError, Snapshotted};

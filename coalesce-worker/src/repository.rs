@@ -2,7 +2,7 @@
 
 mod recover;
 
-pub use recover::{Recovered, WaitReason, Waiting};
+pub use recover::{Recovered, WaitReason, Unfinished};
 
 use std::fs::{self, File, TryLockError};
 use std::io;

@@ -28,12 +28,12 @@ pub struct Recovered {
     /// Merges that were interrupted while data moved; a merge of the same run goes on where they stopped.
     pub interrupted: Vec<PathBuf>,
     /// What could not be finished now.
-    pub waiting: Vec<Waiting>,
+    pub waiting: Vec<Unfinished>,
 }
 
 /// An operation that could not be finished. It hinders nobody but the images it is about.
 #[derive(Debug)]
-pub struct Waiting {
+pub struct Unfinished {
     /// The image.
     pub path: PathBuf,
     /// Why.
@@ -61,12 +61,12 @@ pub enum WaitReason {
 enum Outcome {
     Finished,
     Interrupted(PathBuf),
-    Waits(Waiting),
+    Waits(Unfinished),
 }
 
 impl Outcome {
     fn in_use(path: PathBuf) -> Self {
-        Self::Waits(Waiting { path, reason: WaitReason::InUse })
+        Self::Waits(Unfinished { path, reason: WaitReason::InUse })
     }
 }
 
@@ -117,14 +117,14 @@ impl Repository {
                 let node = self.absolute(&intent.node().path);
                 let recovered = self.recover_merge(journal, intent, records, structure);
                 return Ok(
-                    recovered.unwrap_or_else(|error| Outcome::Waits(Waiting { path: node, reason: error.into() }))
+                    recovered.unwrap_or_else(|error| Outcome::Waits(Unfinished { path: node, reason: error.into() }))
                 );
             }
             _ => (Path::new(""), Ok(())),
         };
         match done {
             Ok(()) => journal.remove().map(|()| Outcome::Finished),
-            Err(reason) => Ok(Outcome::Waits(Waiting { path: self.absolute(path), reason })),
+            Err(reason) => Ok(Outcome::Waits(Unfinished { path: self.absolute(path), reason })),
         }
     }
 

@@ -275,7 +275,7 @@ fn one_bad_file_does_not_hide_the_others() {
     assert_eq!(names, ["base.vhd", "mid.vhd", "on-raw.vhd", "raw-parent.img"]);
     let mid = forest.find(&folder.path().join("mid.vhd")).unwrap();
     let base = forest.parent(mid).unwrap();
-    assert_eq!(forest.children(base).collect::<Vec<_>>(), [mid]);
+    assert_eq!(forest.children(base), [mid]);
     let damaged: Vec<_> = forest
         .damaged()
         .iter()
