@@ -19,6 +19,8 @@
 //! them; so whatever the moment of a crash, every leaf reads as before, and the same command can be given again.
 //! Where some children had been relinked already, it finds that the target holds everything and does only the rest.
 
+mod abort;
+mod budget;
 mod coalesce;
 mod error;
 mod merge;
@@ -27,6 +29,8 @@ mod plan;
 mod run;
 mod target;
 
+pub use abort::{Abort, Aborted, WakeGuard};
+pub use budget::{Budget, Limits, Permit};
 pub use coalesce::{Coalesce, Ending, Outcome, Request};
 pub use error::CoalesceError;
 pub use merge::{MergeError, MergeOptions, Moved, merge};
