@@ -27,6 +27,7 @@ mod merge;
 mod merged;
 mod plan;
 mod run;
+mod status;
 mod target;
 
 pub use abort::{Abort, Aborted, WakeGuard};
@@ -35,4 +36,8 @@ pub use coalesce::{Coalesce, Ending, Outcome, Request};
 pub use error::CoalesceError;
 pub use merge::{MergeError, MergeOptions, Moved, merge};
 pub use plan::{Plan, TargetTables, Unit};
+pub use status::{
+    Board, Direction, Isolated, Phase, Repository, RepositoryStatus, RunHandle, RunStatus, RunTotals, Scan, State,
+    Status, Waiting,
+};
 pub use target::Target;
