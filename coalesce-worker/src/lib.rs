@@ -25,6 +25,7 @@ mod coalesce;
 mod error;
 mod merge;
 mod merged;
+mod metrics;
 mod plan;
 mod run;
 mod status;
@@ -35,6 +36,7 @@ pub use budget::{Budget, Limits, Permit};
 pub use coalesce::{Coalesce, Ending, Outcome, Request};
 pub use error::CoalesceError;
 pub use merge::{MergeError, MergeOptions, Moved, merge};
+pub use metrics::{RrdFile, prometheus_text, write_prometheus};
 pub use plan::{Plan, TargetTables, Unit};
 pub use status::{
     Board, Direction, Isolated, Phase, Repository, RepositoryStatus, RunHandle, RunStatus, RunTotals, Scan, State,
