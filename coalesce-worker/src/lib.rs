@@ -28,6 +28,7 @@ mod merged;
 mod metrics;
 mod plan;
 mod run;
+mod socket;
 mod status;
 mod target;
 
@@ -38,6 +39,7 @@ pub use error::CoalesceError;
 pub use merge::{MergeError, MergeOptions, Moved, merge};
 pub use metrics::{RrdFile, prometheus_text, write_prometheus};
 pub use plan::{Plan, TargetTables, Unit};
+pub use socket::{AskError, Command, Refused, Server, SocketError, ask};
 pub use status::{
     Board, Direction, Isolated, Phase, Repository, RepositoryStatus, RunHandle, RunStatus, RunTotals, Scan, State,
     Status, Waiting,
