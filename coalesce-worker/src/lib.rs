@@ -31,6 +31,7 @@ mod run;
 mod socket;
 mod status;
 mod target;
+mod watch;
 
 pub use abort::{Abort, Aborted, WakeGuard};
 pub use budget::{Budget, Limits, Permit};
@@ -45,3 +46,4 @@ pub use status::{
     Status, Waiting,
 };
 pub use target::Target;
+pub use watch::{Watch, WatchError};
