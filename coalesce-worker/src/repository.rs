@@ -2,7 +2,7 @@
 
 mod recover;
 
-pub use recover::{Recovered, WaitReason, Unfinished};
+pub use recover::{Recovered, Unfinished, WaitReason};
 
 use std::fs::{self, File, TryLockError};
 use std::io;
