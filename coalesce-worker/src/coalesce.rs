@@ -107,11 +107,7 @@ impl<'a> Coalesce<'a> {
         for image in run.sources().iter().filter_map(Layer::as_vhd) {
             image.check_blocks()?;
         }
-        let hidden = match request.direction {
-            Direction::Down => locked.target.size()?,
-            Direction::Up => run.size_beneath(),
-        };
-        let plan = Plan::new(run.sources(), &locked.target, request.direction, run.node().size(), hidden)?;
+        let plan = run.plan()?;
         Ok(Self { repository, run, locked, plan, ending, intent, interrupted, superseded })
     }
 
@@ -182,8 +178,15 @@ impl<'a> Coalesce<'a> {
             if intent.direction == Direction::Down {
                 target.grow(run.node().size(), run.size_beneath())?;
             }
-            let merge =
-                Merge { plan: &plan, sources: run.sources(), target: &target, options, from, yield_note: &yield_note };
+            let merge = Merge {
+                plan: &plan,
+                sources: run.sources(),
+                target: &target,
+                before: run.target(),
+                options,
+                from,
+                yield_note: &yield_note,
+            };
             Ok(merge.run(&mut |sector| journal.append(&Record::Checkpoint { sector: sector.0 }))?)
         })();
         let moved = match merged {

@@ -84,6 +84,8 @@ pub(crate) struct Merge<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) sources: &'a [Layer],
     pub(crate) target: &'a Target,
+    /// The target as it was when the merge was planned.
+    pub(crate) before: &'a Layer,
     pub(crate) options: &'a MergeOptions<'a>,
     /// What lies before this has been merged already.
     pub(crate) from: Sector,
@@ -138,7 +140,7 @@ impl Merge<'_> {
         let mut buffer = vec![0; CHUNK.bytes().0 as usize];
         let result = (|| {
             while let Some(unit) = units.next(worker, self.target)? {
-                let extents = self.plan.extents_of(unit, self.sources, self.target)?;
+                let extents = self.plan.extents_of(unit, self.sources, self.before)?;
                 self.move_extents(&extents, units, &mut buffer, counters)?;
             }
             Ok(())

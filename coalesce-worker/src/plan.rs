@@ -10,7 +10,6 @@ use vhd_core::{
 };
 
 use crate::record::Direction;
-use crate::target::Target;
 
 /// Extents that a plan keeps; those of further units are found again when their turn comes.
 const KEPT_EXTENTS: usize = 1 << 20;
@@ -65,7 +64,7 @@ impl Plan {
     /// An image whose tables cannot be read or cannot be true.
     pub fn new(
         sources: &[Layer],
-        target: &Target,
+        target: &Layer,
         direction: Direction,
         size: ByteCount,
         hidden: ByteCount,
@@ -121,7 +120,7 @@ impl Plan {
         &self,
         unit: &'a Unit,
         sources: &[Layer],
-        target: &Target,
+        target: &Layer,
     ) -> Result<Cow<'a, [ChainExtent]>, ReadError> {
         match &unit.extents {
             Some(extents) => Ok(Cow::Borrowed(extents)),
@@ -161,8 +160,8 @@ struct TargetTables {
 }
 
 impl TargetTables {
-    fn of(target: &Target) -> Result<Self, ReadError> {
-        let Target::Vhd(image) = target else {
+    fn of(target: &Layer) -> Result<Self, ReadError> {
+        let Layer::Vhd(image) = target else {
             let (block_size, table) = (None, ByteCount(0));
             return Ok(Self { unit: SMALLEST_UNIT, block_size, allocated: Vec::new(), has_batmap: false, table });
         };
@@ -241,13 +240,13 @@ impl Share {
 /// these hide anything else.
 fn moving_extents(
     sources: &[Layer],
-    target: &Target,
+    target: &Layer,
     direction: Direction,
     sectors: SectorRange,
     zeros_end: Sector,
 ) -> Result<Vec<ChainExtent>, ReadError> {
     let mut extents = match (direction, target) {
-        (Direction::Up, Target::Vhd(image)) => {
+        (Direction::Up, Layer::Vhd(image)) => {
             let mut own = Extents::default();
             image.resolve(sectors, &mut own)?;
             let mut found = Vec::new();

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
-use vhd_core::{ByteCount, FileError, FileStorage, Files, Folder, Image, Layer, Lock, OpenError, folder_of};
+use vhd_core::{ByteCount, FileError, FileStorage, Files, Folder, Image, Layer, Lock, OpenError, ReadError, folder_of};
 
 use crate::coalesce::Request;
 use crate::delete::is_busy;
 use crate::error::CoalesceError;
+use crate::plan::Plan;
 use crate::record::{Direction, FileId, MergeIntent, Stamp};
 use crate::repository::Repository;
 use crate::target::Target;
@@ -44,6 +45,15 @@ impl Run {
                 return Ok(Self { direction: request.direction, layers, beneath: parents.next() });
             }
         }
+    }
+
+    /// Plans its merge.
+    pub(crate) fn plan(&self) -> Result<Plan, ReadError> {
+        let hidden = match self.direction {
+            Direction::Down => self.target().size(),
+            Direction::Up => self.size_beneath(),
+        };
+        Plan::new(self.sources(), self.target(), self.direction, self.node().size(), hidden)
     }
 
     /// The images that are merged, newest first.
