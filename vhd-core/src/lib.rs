@@ -79,7 +79,7 @@ pub use new_file::{Existing, FileError, write_new_file};
 pub use overlap::Overlap;
 pub use resolve::{Extent, Extents, Source};
 pub use snapshot::{SnapshotError, Snapshotted, Unfinished, finish_interrupted, snapshot};
-pub use storage::{Container, FileStorage, Lock, MemoryStorage, Storage, StorageError};
+pub use storage::{Container, DeviceNumber, FileIdentity, FileStorage, Lock, MemoryStorage, Storage, StorageError};
 pub use units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, SectorRange};
 pub use uuid::Uuid;
 pub use write::{ReadWrite, WriteError};
