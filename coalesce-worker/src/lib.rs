@@ -26,9 +26,11 @@ mod merged;
 mod plan;
 mod run;
 mod target;
+mod transfer;
 
 pub use coalesce::{Coalesce, Ending, Outcome, Request};
 pub use error::CoalesceError;
 pub use merge::{MergeError, MergeOptions, Moved, merge};
 pub use plan::{Plan, TargetTables, Unit};
 pub use target::Target;
+pub use transfer::{Buffer, CopyMethod, Move, Transfer, Transferred, UnknownMethod};
