@@ -125,6 +125,9 @@ impl AddAssign for Transferred {
 }
 
 /// Moves ranges, from several threads at once, and remembers what the file systems can do.
+///
+/// What it remembers makes it faster and is never relied upon: file systems and files may come, go and change their
+/// numbers. It forgets nothing, so that each run of merges should have its own.
 #[derive(Debug)]
 pub struct Transfer {
     method: CopyMethod,
