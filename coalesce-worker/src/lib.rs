@@ -35,6 +35,7 @@ mod snapshot;
 mod socket;
 mod status;
 mod target;
+mod transfer;
 mod watch;
 mod yielding;
 
@@ -55,4 +56,5 @@ pub use socket::{AskError, Command, Refused, Server, SocketError, ask};
 pub use status::{
     Board, Entry, Isolated, Phase, RepositoryStatus, RunHandle, RunStatus, RunTotals, Scan, State, Status, Waiting,
 };
+pub use transfer::{Buffer, CopyMethod, Move, Transfer, Transferred, UnknownMethod};
 pub use watch::{Watch, WatchError};

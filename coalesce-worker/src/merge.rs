@@ -7,19 +7,25 @@ mod units;
 
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vhd_core::{ByteCount, ChainExtent, ChainSource, FileError, Layer, ReadError, Sector, SectorCount, SectorRange};
-use vhd_core::{StorageError, WriteError};
+use vhd_core::{
+    BlockIndex, ByteCount, ChainExtent, ChainSource, FileError, Layer, ReadError, SECTOR_SIZE, Sector, SectorCount,
+    SectorRange, StorageError, WriteError,
+};
 
 use crate::abort::{Abort, Aborted};
 use crate::budget::Budget;
-use crate::plan::Plan;
+use crate::plan::{Plan, Unit};
 use crate::target::Target;
+use crate::transfer::{Buffer, CopyMethod, Move, Transfer, Transferred};
 use units::Units;
 
-/// The most that is read before it is written: what a core's cache holds.
-const CHUNK: SectorCount = SectorCount(1024);
+/// The most that is moved between two looks at the budget and the abort, and the least that is planned as one.
+const LARGEST_PIECE: SectorCount = SectorCount(4096);
+/// Smaller neighbours from several files are gathered and written together, as many as the buffer holds.
+const SMALLEST_ALONE: SectorCount = SectorCount(128);
 
 /// Why a merge stopped. What it wrote is in the target and does no harm; nothing else was changed.
 #[derive(Debug, thiserror::Error)]
@@ -57,26 +63,21 @@ pub struct MergeOptions<'a> {
     pub budget: &'a Budget,
     /// Stops the merge.
     pub abort: &'a Abort,
+    /// How data moves.
+    pub method: CopyMethod,
+    /// Turns blocks of 4 KiB that hold but zeros into holes.
+    pub detect_zeroes: bool,
 }
 
 /// What a merge did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
-    /// Data read from the sources and written to the target.
+    /// Data of the sources that is in the target now.
     pub data: ByteCount,
-    /// Separate reads.
-    pub reads: u64,
-    /// Separate writes.
-    pub writes: u64,
+    /// By which means.
+    pub by: Transferred,
     /// Data that an interrupted merge had moved already.
     pub resumed: ByteCount,
-}
-
-#[derive(Default)]
-struct Counters {
-    data: AtomicU64,
-    reads: AtomicU64,
-    writes: AtomicU64,
 }
 
 /// One merge: from where to where.
@@ -94,7 +95,7 @@ pub(crate) struct Merge<'a> {
 }
 
 impl Merge<'_> {
-    /// Moves everything and makes it durable; `checkpoint` is told before which sector all is.
+    /// Moves everything and makes it durable; `checkpoint` is told before which sector everything has been.
     ///
     /// # Errors
     /// A failed read or write, a checkpoint that cannot be recorded, an abort. The sources are as they were, and every
@@ -107,76 +108,110 @@ impl Merge<'_> {
         &self,
         checkpoint: &mut (dyn FnMut(Sector) -> Result<(), FileError> + Send),
     ) -> Result<Moved, MergeError> {
-        let counters = Counters::default();
-        let units = Units::new(self.plan.units(), self.from, self.options);
+        let work = Work {
+            merge: self,
+            units: Units::new(self.plan.units(), self.from, self.options),
+            transfer: Transfer::new(self.options.method, self.options.detect_zeroes),
+            moved: AtomicU64::new(0),
+            by: Mutex::default(),
+        };
         std::thread::scope(|scope| {
-            let workers = units.workers();
-            let workers: Vec<_> = (0..workers).map(|worker| (worker, &units, &counters)).collect();
-            let moving: Vec<_> = workers
-                .into_iter()
-                .map(|(worker, units, counters)| scope.spawn(move || self.work(worker, units, counters)))
-                .collect();
-            let recorded = units.watch(self, &counters, checkpoint);
+            let start = |worker| {
+                let work = &work;
+                scope.spawn(move || work.run(worker))
+            };
+            let moving: Vec<_> = (0..work.units.workers()).map(start).collect();
+            let recorded = work.units.watch(self, &work.moved, checkpoint);
             let moved = moving.into_iter().map(|thread| thread.join().expect("a worker does not panic"));
-            // The first error is the one to tell; that the others were stopped is its consequence.
+            // That the others were stopped is the consequence of what stopped the first.
             let failed = moved.filter_map(Result::err).chain(recorded.err());
-            failed
-                .reduce(|first, next| if matches!(first, MergeError::Aborted(_)) { next } else { first })
-                .map_or(Ok(()), Err)
+            let cause = failed.reduce(|first, next| if matches!(first, MergeError::Aborted(_)) { next } else { first });
+            cause.map_or(Ok(()), Err)
         })?;
         self.target.settle()?;
-        let Counters { data, reads, writes } = counters;
-        let resumed = units.resumed();
-        Ok(Moved {
-            data: ByteCount(data.into_inner()),
-            reads: reads.into_inner(),
-            writes: writes.into_inner(),
-            resumed,
-        })
+        let Work { units, moved, by, .. } = work;
+        let by = by.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(Moved { data: ByteCount(moved.into_inner()), by, resumed: units.resumed() })
     }
+}
 
+/// What the threads of a merge share.
+struct Work<'a> {
+    merge: &'a Merge<'a>,
+    units: Units<'a>,
+    transfer: Transfer,
+    moved: AtomicU64,
+    by: Mutex<Transferred>,
+}
+
+impl Work<'_> {
     /// Moves units until none is left.
-    fn work(&self, worker: usize, units: &Units<'_>, counters: &Counters) -> Result<(), MergeError> {
-        let mut buffer = vec![0; CHUNK.bytes().0 as usize];
+    fn run(&self, worker: usize) -> Result<(), MergeError> {
+        let Merge { plan, sources, target, before, .. } = self.merge;
+        let mut buffer = Buffer::default();
+        let mut by = Transferred::default();
         let result = (|| {
-            while let Some(unit) = units.next(worker, self.target)? {
-                let extents = self.plan.extents_of(unit, self.sources, self.before)?;
-                self.move_extents(&extents, units, &mut buffer, counters)?;
+            while let Some(unit) = self.units.next(worker, target)? {
+                let extents = plan.extents_of(unit, sources, before)?;
+                self.move_extents(unit, &extents, &mut buffer, &mut by)?;
             }
             Ok(())
         })();
-        units.leave(worker, result.is_err());
+        self.units.leave(worker, result.is_err());
+        *self.by.lock().unwrap_or_else(PoisonError::into_inner) += by;
         result
     }
 
     fn move_extents(
         &self,
+        unit: &Unit,
         extents: &[ChainExtent],
-        units: &Units<'_>,
         buffer: &mut [u8],
-        counters: &Counters,
+        by: &mut Transferred,
     ) -> Result<(), MergeError> {
-        for run in extents.chunk_by(continues) {
+        let Merge { target, sources, options, .. } = self.merge;
+        let gathered = SectorCount(buffer.len() as u64 / SECTOR_SIZE);
+        let alone = |extent: &ChainExtent| extent.sectors.count() >= SMALLEST_ALONE || options.detect_zeroes;
+        for run in extents.chunk_by(|a, b| continues(a, b) && !alone(a) && !alone(b)) {
             let sectors = SectorRange::between(run[0].sectors.start, run[run.len() - 1].sectors.end);
-            if run[0].source == ChainSource::Zero {
-                units.abort().check()?;
-                self.target.write_zeroes(sectors)?;
+            let ChainSource::Data { layer, at } = run[0].source else {
+                self.units.abort().check()?;
+                target.write_zeroes(sectors)?;
                 continue;
-            }
-            for piece in sectors.split_at_multiples(CHUNK) {
-                let bytes = &mut buffer[..piece.count().bytes().0 as usize];
-                let _permit = self.options.budget.take(ByteCount(bytes.len() as u64), units.abort())?;
-                units.abort().check()?;
-                let reads = read_run(run, piece, self.sources, bytes)?;
-                self.target.write(piece, bytes)?;
-                counters.reads.fetch_add(reads, Ordering::Relaxed);
-                counters.writes.fetch_add(1, Ordering::Relaxed);
-                let moved = counters.data.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
-                (self.options.progress)(ByteCount(moved));
+            };
+            let most = if run.len() == 1 { LARGEST_PIECE } else { gathered };
+            let most = target.block().map_or(most, |block| block.min(most));
+            for piece in sectors.split_at_multiples(most) {
+                let length = piece.count().bytes();
+                let _permit = options.budget.take(length, self.units.abort())?;
+                self.units.abort().check()?;
+                let to = target.place_for(piece)?;
+                if run.len() == 1 {
+                    let from = at + (piece.start - sectors.start).bytes();
+                    let source = sources[layer].container();
+                    let target_is_hole = is_new(target, unit, piece);
+                    let range = Move { source, from, target: target.container(), to, length, target_is_hole };
+                    *by += self.transfer.move_range(&range, buffer)?;
+                } else {
+                    let bytes = &mut buffer[..length.0 as usize];
+                    by.reads += read_run(run, piece, sources, bytes)?;
+                    target.container().write_at(bytes, to)?;
+                    by.writes += 1;
+                    by.written += length;
+                }
+                target.mark_present(piece)?;
+                let moved = self.moved.fetch_add(length.0, Ordering::Relaxed) + length.0;
+                (options.progress)(ByteCount(moved));
             }
         }
         Ok(())
     }
+}
+
+/// Tells whether sectors lie in a block that the target gains by this merge: nothing has been written there before.
+fn is_new(target: &Target, unit: &Unit, piece: SectorRange) -> bool {
+    let block = target.block().and_then(|block| u32::try_from(piece.start.0 / block.0).ok());
+    block.is_some_and(|block| unit.new_blocks.binary_search(&BlockIndex(block)).is_ok())
 }
 
 /// Tells whether two extents are written as one: side by side, and both data or both zeros.

@@ -4,13 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use vhd_core::{
-    BlockIndex, ByteCount, Container, FileOffset, FileStorage, Image, MetadataError, OpenError, ReadWrite, SectorRange,
-    StorageError, WriteError,
+    BlockIndex, ByteCount, Container, FileOffset, FileStorage, Image, MetadataError, OpenError, ReadWrite, SectorCount,
+    SectorRange, StorageError, WriteError,
 };
 
 /// The image at the bottom of a run, open for writing and locked.
 #[derive(Debug)]
-pub enum Target {
+pub(crate) enum Target {
     /// A VHD.
     Vhd(Box<Image<ReadWrite>>),
     /// A disk's bytes and nothing else.
@@ -22,7 +22,7 @@ impl Target {
     ///
     /// # Errors
     /// As [`Image::open_writable`].
-    pub fn open_vhd(path: &Path) -> Result<Self, OpenError> {
+    pub(crate) fn open_vhd(path: &Path) -> Result<Self, OpenError> {
         Ok(Self::Vhd(Box::new(Image::open_writable(path)?)))
     }
 
@@ -30,7 +30,7 @@ impl Target {
     ///
     /// # Errors
     /// What the system answers, as a storage error.
-    pub fn open_raw(path: &Path) -> Result<Self, StorageError> {
+    pub(crate) fn open_raw(path: &Path) -> Result<Self, StorageError> {
         let storage = FileStorage::open_writable(path).map_err(|source| StorageError {
             path: path.into(),
             action: "open for writing".into(),
@@ -41,7 +41,7 @@ impl Target {
     }
 
     /// Its storage.
-    pub fn container(&self) -> &Container {
+    pub(crate) fn container(&self) -> &Container {
         match self {
             Self::Vhd(image) => image.container(),
             Self::Raw(container) => container,
@@ -52,7 +52,7 @@ impl Target {
     ///
     /// # Errors
     /// A raw disk whose length cannot be told.
-    pub fn size(&self) -> Result<ByteCount, StorageError> {
+    pub(crate) fn size(&self) -> Result<ByteCount, StorageError> {
         match self {
             Self::Vhd(image) => Ok(image.footer().current_size()),
             Self::Raw(container) => container.len(),
@@ -106,10 +106,27 @@ impl Target {
         }
     }
 
-    pub(crate) fn write(&self, range: SectorRange, data: &[u8]) -> Result<(), WriteError> {
+    /// Gives the place for sectors that lie in one block; they count once they have been marked as present.
+    pub(crate) fn place_for(&self, piece: SectorRange) -> Result<FileOffset, WriteError> {
         match self {
-            Self::Vhd(image) => image.write(range, data),
-            Self::Raw(container) => Ok(container.write_at(data, FileOffset(range.start.byte_offset()))?),
+            Self::Vhd(image) => image.place_for(piece),
+            Self::Raw(_) => Ok(FileOffset(piece.start.byte_offset())),
+        }
+    }
+
+    /// Makes sectors that lie in one block, and whose data is in its place, part of the disk.
+    pub(crate) fn mark_present(&self, piece: SectorRange) -> Result<(), WriteError> {
+        match self {
+            Self::Vhd(image) => image.mark_present(piece),
+            Self::Raw(_) => Ok(()),
+        }
+    }
+
+    /// The sectors of a block, where it has blocks.
+    pub(crate) fn block(&self) -> Option<SectorCount> {
+        match self {
+            Self::Vhd(image) => image.header().map(|header| header.block_size().sectors()),
+            Self::Raw(_) => None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Test doubles that all crates share: golden images, the pattern they are filled with, and readers that hash.
 
 pub mod fault;
+pub mod filesystem;
 pub mod golden;
 pub mod loop_device;
 pub mod model;

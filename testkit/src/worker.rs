@@ -1,9 +1,10 @@
 //! What tests ask of the worker, without limits and without a word in between.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use coalesce_worker::{
-    Abort, Budget, Coalesce, CoalesceError, Limits, MergeOptions, Outcome, Repository, Request, SnapshotError,
+    Abort, Budget, Coalesce, CoalesceError, CopyMethod, Limits, MergeOptions, Outcome, Repository, Request, SnapshotError,
     Snapshotted,
 };
 use vhd_core::{ByteCount, ChainOptions, folder_of};
@@ -20,7 +21,14 @@ pub fn repository_of(file: &Path, options: &ChainOptions) -> Repository {
 /// Runs `work` with options for a merge on two threads.
 pub fn with_options<T>(progress: &(dyn Fn(ByteCount) + Sync), work: impl FnOnce(&MergeOptions<'_>) -> T) -> T {
     let (budget, abort) = (Budget::new(Limits::default()), Abort::new());
-    work(&MergeOptions { threads: std::num::NonZeroUsize::new(2), progress, budget: &budget, abort: &abort })
+    work(&MergeOptions {
+        threads: NonZeroUsize::new(2),
+        progress,
+        budget: &budget,
+        abort: &abort,
+        method: CopyMethod::Auto,
+        detect_zeroes: false,
+    })
 }
 
 /// Merges what has been prepared.

@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use rustix::fs::OFlags;
 
 use crate::header::Header;
 use crate::locator::{self, MAX_LOCATOR_LENGTH};
+pub(crate) use crate::storage::FileIdentity;
 use crate::storage::{Container, FileStorage, StorageError};
 
 /// Where parents may lie.
@@ -25,25 +26,6 @@ pub enum ParentPlaces {
     Within(Vec<PathBuf>),
     /// Anywhere that the process can read.
     Anywhere,
-}
-
-/// A file or device, known by what it is rather than by its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct FileIdentity {
-    device: u64,
-    inode: u64,
-}
-
-impl FileIdentity {
-    pub(crate) fn at(path: &Path) -> io::Result<Self> {
-        let metadata = std::fs::metadata(path)?;
-        Ok(Self { device: metadata.dev(), inode: metadata.ino() })
-    }
-
-    pub(crate) fn of(file: &File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        Ok(Self { device: metadata.dev(), inode: metadata.ino() })
-    }
 }
 
 /// A file that the gate has let through.

@@ -86,7 +86,7 @@ pub use metadata::{HeaderChange, LinkError, MetadataError, ParentLink, cut_to_fo
 pub use new_file::{Existing, FileError, NewFile, folder_of, sync_folder, write_new_file};
 pub use overlap::Overlap;
 pub use resolve::{Extent, Extents, Source};
-pub use storage::{Container, FileStorage, Lock, MemoryStorage, Storage, StorageError};
+pub use storage::{Container, DeviceNumber, FileIdentity, FileStorage, Lock, MemoryStorage, Storage, StorageError};
 pub use units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, SectorRange};
 pub use uuid::Uuid;
 pub use write::{ReadWrite, WriteError};

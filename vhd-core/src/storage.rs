@@ -1,17 +1,19 @@
 //! Where bytes live: the one trait between the format and files, memory or test doubles.
 
+mod container;
 mod file;
+mod identity;
 mod memory;
 mod padded;
 
+pub use container::{Container, StorageError};
 pub use file::{FileStorage, Lock};
+pub use identity::{DeviceNumber, FileIdentity};
 pub use memory::MemoryStorage;
 
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use crate::units::{ByteCount, FileOffset};
 
@@ -58,6 +60,43 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn has_fixed_size(&self) -> bool {
         false
     }
+
+    /// The regular file that holds it, where one does: what the kernel can share or copy by itself.
+    fn as_file(&self) -> Option<&FileStorage> {
+        None
+    }
+
+    /// Makes `length` bytes at `to` share the blocks of those at `from` in `source`, holes included, growing the store
+    /// where it must; what is written to either later is not seen in the other.
+    ///
+    /// What `source` holds is shared even where it is not on disk yet: the kernel writes it out first. It is durable
+    /// here once [`sync`](Storage::sync) has returned, as with a write.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] where these two stores cannot share anything, and
+    /// [`io::ErrorKind::InvalidInput`] where they cannot share these ranges: no whole blocks of the file system, or not
+    /// all within `source`; or these very files, of which only one has checksums for instance.
+    ///
+    /// Source: ioctl_ficlonerange(2); Linux, fs/remap_range.c, `__generic_remap_file_range_prep`: "Wait for the
+    /// completion of any pending IOs on both files".
+    fn clone_range(&self, source: &dyn Storage, from: FileOffset, to: FileOffset, length: ByteCount) -> io::Result<()> {
+        let _ = (source, from, to, length);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Copies `length` bytes at `from` in `source` to `to`, without passing them through this process: on a server, in
+    /// the kernel, or by sharing blocks, as the file system likes.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] where that is impossible between these two stores,
+    /// [`io::ErrorKind::InvalidInput`] where it is between these ranges or files, and
+    /// [`io::ErrorKind::UnexpectedEof`] where `source` ends before. An unknown part has been copied then.
+    ///
+    /// Source: copy_file_range(2).
+    fn copy_range(&self, source: &dyn Storage, from: FileOffset, to: FileOffset, length: ByteCount) -> io::Result<()> {
+        let _ = (source, from, to, length);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 fn write_zeros<S: Storage + ?Sized>(storage: &S, at: FileOffset, length: ByteCount) -> io::Result<()> {
@@ -69,110 +108,4 @@ fn write_zeros<S: Storage + ?Sized>(storage: &S, at: FileOffset, length: ByteCou
         done += step;
     }
     Ok(())
-}
-
-/// A failed access to an image's storage.
-#[derive(Debug, thiserror::Error)]
-#[error("{}: cannot {action} at offset {offset}", path.display())]
-pub struct StorageError {
-    /// The image.
-    pub path: PathBuf,
-    /// What was tried: `read 512 bytes`, `sync`, …
-    pub action: String,
-    /// Where in the file.
-    pub offset: FileOffset,
-    /// What the system answered.
-    #[source]
-    pub source: io::Error,
-}
-
-impl StorageError {
-    /// Tells that a file could not be opened.
-    pub(crate) fn from_open(path: &Path, source: io::Error) -> Self {
-        Self { path: path.into(), action: "open".into(), offset: FileOffset(0), source }
-    }
-}
-
-/// A store and the name that errors call it by.
-#[derive(Clone, Debug)]
-pub struct Container {
-    storage: Arc<dyn Storage>,
-    path: Arc<Path>,
-}
-
-impl Container {
-    /// Names a store.
-    pub fn new(path: impl Into<PathBuf>, storage: Arc<dyn Storage>) -> Self {
-        Self { storage, path: path.into().into() }
-    }
-
-    /// The name that errors call it by.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The store itself.
-    pub fn storage(&self) -> &dyn Storage {
-        &*self.storage
-    }
-
-    /// The same for reading, filled up with zeros to a whole sector.
-    pub(crate) fn padded(&self) -> Self {
-        Self { storage: Arc::new(padded::Padded(self.storage.clone())), path: self.path.clone() }
-    }
-
-    fn named<T>(
-        &self,
-        result: io::Result<T>,
-        at: FileOffset,
-        action: impl FnOnce() -> String,
-    ) -> Result<T, StorageError> {
-        result.map_err(|source| StorageError { path: self.path.to_path_buf(), action: action(), offset: at, source })
-    }
-
-    /// As [`Storage::len`].
-    pub fn len(&self) -> Result<ByteCount, StorageError> {
-        self.named(self.storage.len(), FileOffset(0), || "tell the length".into())
-    }
-
-    /// As [`Storage::is_empty`].
-    pub fn is_empty(&self) -> Result<bool, StorageError> {
-        Ok(self.len()?.0 == 0)
-    }
-
-    /// As [`Storage::read_at`].
-    pub fn read_at(&self, buf: &mut [u8], at: FileOffset) -> Result<(), StorageError> {
-        let length = buf.len();
-        self.named(self.storage.read_at(buf, at), at, || format!("read {length} bytes"))
-    }
-
-    /// As [`Storage::write_at`].
-    pub fn write_at(&self, buf: &[u8], at: FileOffset) -> Result<(), StorageError> {
-        self.named(self.storage.write_at(buf, at), at, || format!("write {} bytes", buf.len()))
-    }
-
-    /// As [`Storage::set_len`].
-    pub fn set_len(&self, len: ByteCount) -> Result<(), StorageError> {
-        self.named(self.storage.set_len(len), FileOffset(len.0), || "end the file".into())
-    }
-
-    /// As [`Storage::sync`].
-    pub fn sync(&self) -> Result<(), StorageError> {
-        self.named(self.storage.sync(), FileOffset(0), || "sync".into())
-    }
-
-    /// As [`Storage::zero_range`].
-    pub fn zero_range(&self, at: FileOffset, length: ByteCount) -> Result<(), StorageError> {
-        self.named(self.storage.zero_range(at, length), at, || format!("zero {length} bytes"))
-    }
-
-    /// As [`Storage::next_data`].
-    pub fn next_data(&self, from: FileOffset) -> Result<Option<Range<FileOffset>>, StorageError> {
-        self.named(self.storage.next_data(from), from, || "look for data".into())
-    }
-
-    /// As [`Storage::has_fixed_size`].
-    pub fn has_fixed_size(&self) -> bool {
-        self.storage.has_fixed_size()
-    }
 }

@@ -1,13 +1,13 @@
 //! Who works on which unit, and how far everything before has been done.
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use vhd_core::{ByteCount, FileError, Sector, WriteError};
 
-use super::{Counters, Merge, MergeError, MergeOptions};
+use super::{Merge, MergeError, MergeOptions};
 use crate::abort::Abort;
 use crate::plan::Unit;
 use crate::target::Target;
@@ -111,7 +111,7 @@ impl<'a> Units<'a> {
     pub(super) fn watch(
         &self,
         merge: &Merge<'_>,
-        counters: &Counters,
+        moved: &AtomicU64,
         checkpoint: &mut (dyn FnMut(Sector) -> Result<(), FileError> + Send),
     ) -> Result<(), MergeError> {
         let (mut recorded, mut recorded_data) = (self.first, 0);
@@ -130,7 +130,7 @@ impl<'a> Units<'a> {
                 self.abort.abort();
                 return Err(MergeError::Yielded);
             }
-            let (done, data) = (self.done(), counters.data.load(Ordering::Relaxed));
+            let (done, data) = (self.done(), moved.load(Ordering::Relaxed));
             if self.abort.is_aborted() || done <= recorded || data < recorded_data + step {
                 continue;
             }

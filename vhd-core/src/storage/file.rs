@@ -2,13 +2,16 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
+use std::num::NonZeroU64;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use reflink_copy::ReflinkBlockBuilder;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+use rustix::io::Errno;
 
-use super::Storage;
+use super::{FileIdentity, Storage};
 use crate::units::{ByteCount, FileOffset};
 
 /// What an opener asks of others that use the same file (`flock`, advisory, gone with the process).
@@ -26,6 +29,7 @@ pub enum Lock {
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
+    identity: FileIdentity,
     is_device: bool,
 }
 
@@ -65,8 +69,7 @@ impl FileStorage {
                 TryLockError::Error(error) => error,
             })?;
             // A snapshot may have put another file at this path before the lock was ours.
-            let (ours, there) = (storage.file.metadata()?, std::fs::metadata(path)?);
-            if (ours.dev(), ours.ino()) == (there.dev(), there.ino()) {
+            if storage.identity == FileIdentity::at(path)? {
                 return Ok(storage);
             }
         }
@@ -81,12 +84,31 @@ impl FileStorage {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device"));
         }
-        Ok(Self { file, is_device: kind.is_block_device() })
+        Ok(Self { identity: FileIdentity::of(&file)?, file, is_device: kind.is_block_device() })
     }
 
     /// The file.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Which file it is.
+    pub fn identity(&self) -> FileIdentity {
+        self.identity
+    }
+
+    /// The two files between which the kernel is to do something by itself.
+    fn pair<'a>(&'a self, source: &'a dyn Storage) -> io::Result<(&'a File, &'a File)> {
+        let (source, target) = (source.as_file(), self.as_file());
+        source.zip(target).map(|(a, b)| (&a.file, &b.file)).ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Gives one kind to all the answers that mean: not between these two files, whatever the range.
+fn unsupported(error: io::Error) -> io::Error {
+    match Errno::from_io_error(&error) {
+        Some(Errno::XDEV | Errno::NOTTY) => io::Error::new(io::ErrorKind::Unsupported, error),
+        _ => error,
     }
 }
 
@@ -127,9 +149,7 @@ impl Storage for FileStorage {
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match rustix::fs::fallocate(&self.file, punch, at.0, length.0) {
             Ok(()) => Ok(()),
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => {
-                super::write_zeros(self, at, length)
-            }
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => super::write_zeros(self, at, length),
             Err(error) => Err(error.into()),
         }
     }
@@ -144,8 +164,8 @@ impl Storage for FileStorage {
         }
         let start = match rustix::fs::seek(&self.file, SeekFrom::Data(from.0)) {
             Ok(start) => start,
-            Err(rustix::io::Errno::NXIO) => return Ok(None),
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => return Ok(Some(from..FileOffset(end))),
+            Err(Errno::NXIO) => return Ok(None),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(from..FileOffset(end))),
             Err(error) => return Err(error.into()),
         };
         let hole = rustix::fs::seek(&self.file, SeekFrom::Hole(start))?;
@@ -154,5 +174,32 @@ impl Storage for FileStorage {
 
     fn has_fixed_size(&self) -> bool {
         self.is_device
+    }
+
+    fn as_file(&self) -> Option<&FileStorage> {
+        (!self.is_device).then_some(self)
+    }
+
+    fn clone_range(&self, source: &dyn Storage, from: FileOffset, to: FileOffset, length: ByteCount) -> io::Result<()> {
+        let (source, target) = self.pair(source)?;
+        let Some(count) = NonZeroU64::new(length.0) else { return Ok(()) };
+        let request = || ReflinkBlockBuilder::new(source, target, count).from_offset(from.0).to_offset(to.0);
+        rustix::io::retry_on_intr(|| {
+            request().reflink_block().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        })
+        .map_err(|error| unsupported(error.into()))
+    }
+
+    fn copy_range(&self, source: &dyn Storage, from: FileOffset, to: FileOffset, length: ByteCount) -> io::Result<()> {
+        let (source, target) = self.pair(source)?;
+        let (mut from, mut to, end) = (from.0, to.0, from.0 + length.0);
+        while from < end {
+            let left = usize::try_from(end - from).unwrap_or(usize::MAX);
+            let copy = || rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), left);
+            if rustix::io::retry_on_intr(copy).map_err(|error| unsupported(error.into()))? == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the source ends before"));
+            }
+        }
+        Ok(())
     }
 }

@@ -5,7 +5,8 @@ mod describe;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use coalesce_worker::{Abort, Budget, Coalesce, Direction, Ending, Limits, MergeOptions, Request};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use coalesce_worker::{Abort, Budget, Coalesce, CopyMethod, Direction, Ending, Limits, MergeOptions, Request};
 use vhd_core::{Image, Layer, Lock, ReadOnly};
 
 use super::Format;
@@ -42,7 +43,24 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
     #[command(flatten)]
+    moving: Moving,
+    #[command(flatten)]
     format: Format,
+}
+
+/// How data moves.
+#[derive(Debug, clap::Args)]
+pub(super) struct Moving {
+    /// Share blocks where the file system can (reflink), let a server copy (copy-file-range), or read and write
+    #[arg(long, value_name = "METHOD", default_value_t = CopyMethod::Auto, value_parser = copy_method())]
+    pub(super) copy_method: CopyMethod,
+    /// Leave holes where data is all zeros
+    #[arg(long)]
+    pub(super) detect_zeroes: bool,
+}
+
+fn copy_method() -> impl TypedValueParser<Value = CopyMethod> {
+    PossibleValuesParser::new(CopyMethod::ALL.map(CopyMethod::name)).try_map(|name| name.parse::<CopyMethod>())
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError> {
@@ -63,8 +81,14 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
     let progress = context.progress("coalesce", Some(coalesce.plan().data));
     let former_target = coalesce.target().to_path_buf();
     let (budget, abort) = (Budget::new(Limits::default()), Abort::new());
-    let options =
-        MergeOptions { threads: args.threads, progress: &|done| progress.set(done), budget: &budget, abort: &abort };
+    let options = MergeOptions {
+        threads: args.threads,
+        progress: &|done| progress.set(done),
+        budget: &budget,
+        abort: &abort,
+        method: args.moving.copy_method,
+        detect_zeroes: args.moving.detect_zeroes,
+    };
     let outcome = coalesce.execute(&options)?;
     progress.finish();
 

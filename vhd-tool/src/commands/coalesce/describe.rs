@@ -160,8 +160,8 @@ impl Merged {
         Self {
             target: text(&outcome.target),
             data: outcome.moved.data.0,
-            reads: outcome.moved.reads,
-            writes: outcome.moved.writes,
+            reads: outcome.moved.by.reads,
+            writes: outcome.moved.by.writes,
             relinked: outcome.relinked.iter().map(|path| text(path)).collect(),
             renamed: renamed.then(|| Renamed { from: text(former_target), to: text(&outcome.target) }),
             deleted: deleted.map(|path| text(path)).collect(),

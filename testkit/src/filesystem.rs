@@ -1,0 +1,133 @@
+//! File systems for tests, as root.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+use vhd_core::ByteCount;
+
+/// A file system that can be made in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSystem {
+    /// Shares nothing.
+    Ext4,
+    /// Shares blocks of files; at least 300 MiB large.
+    Xfs,
+    /// Shares blocks of files; at least 114 MiB large.
+    Btrfs,
+}
+
+impl FileSystem {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ext4, Self::Xfs, Self::Btrfs];
+}
+
+impl fmt::Display for FileSystem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
+        })
+    }
+}
+
+/// A new, empty file system in a sparse file, mounted until this is dropped.
+#[derive(Debug)]
+pub struct MountedImage {
+    mount: Mount,
+    _folder: TempDir,
+}
+
+impl MountedImage {
+    /// Makes one with the blocks that it has by default.
+    ///
+    /// # Panics
+    /// If that cannot be done, for want of root or of its tools for instance.
+    pub fn new(kind: FileSystem, size: ByteCount) -> Self {
+        Self::with_options(kind, size, &[])
+    }
+
+    /// Makes one, with more options for `mkfs`.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn with_options(kind: FileSystem, size: ByteCount, options: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("there is a temporary folder");
+        let (image, path) = (folder.path().join("image"), folder.path().join("mount"));
+        File::create(&image).and_then(|file| file.set_len(size.0)).expect("the folder is writable");
+        let quiet = if kind == FileSystem::Ext4 { "-qF" } else { "-qf" };
+        run(Command::new(format!("mkfs.{kind}")).arg(quiet).args(options).arg(&image));
+        let mount = Mount::new(path, &[OsStr::new("-o"), OsStr::new("loop"), image.as_os_str()]);
+        Self { mount, _folder: folder }
+    }
+
+    /// Its root folder.
+    pub fn path(&self) -> &Path {
+        &self.mount.path
+    }
+}
+
+/// A file system in memory that is soon full, mounted until this is dropped.
+#[derive(Debug)]
+pub struct Tmpfs {
+    mount: Mount,
+    _folder: TempDir,
+}
+
+impl Tmpfs {
+    /// Makes one.
+    ///
+    /// # Panics
+    /// If that cannot be done, for want of root for instance.
+    pub fn new(size: ByteCount) -> Self {
+        let folder = tempfile::tempdir().expect("there is a temporary folder");
+        let options = format!("size={size}");
+        let mount = Mount::new(folder.path().join("mount"), &["-t", "tmpfs", "-o", &options, "tmpfs"].map(OsStr::new));
+        Self { mount, _folder: folder }
+    }
+
+    /// Its root folder.
+    pub fn path(&self) -> &Path {
+        &self.mount.path
+    }
+}
+
+/// Dropped before the folder that it is in.
+#[derive(Debug)]
+struct Mount {
+    path: PathBuf,
+}
+
+impl Mount {
+    fn new(path: PathBuf, arguments: &[&OsStr]) -> Self {
+        std::fs::create_dir(&path).expect("the folder is writable");
+        run(Command::new("mount").args(arguments).arg(&path));
+        Self { path }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let unmounted = |options: &[&str]| Command::new("umount").args(options).arg(&self.path).output();
+        if unmounted(&[]).is_ok_and(|output| output.status.success()) {
+            return;
+        }
+        // Busy, as when a test fails: it goes when the last file in it is closed.
+        let lazily = unmounted(&["--lazy"]);
+        assert!(
+            std::thread::panicking() || lazily.is_ok_and(|output| output.status.success()),
+            "{} cannot be unmounted",
+            self.path.display()
+        );
+    }
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; run `make setup`, as root"));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?} failed; run `make setup`, as root: {text}");
+}
