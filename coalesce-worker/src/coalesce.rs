@@ -121,6 +121,13 @@ impl<'a> Coalesce<'a> {
         self.interrupted.as_ref().map(|interrupted| interrupted.from)
     }
 
+    /// The data that such a merge has moved.
+    pub fn resumed_data(&self) -> ByteCount {
+        let units = self.plan.units().iter();
+        let moved = units.take_while(|unit| self.resumes_at().is_some_and(|sector| unit.sectors.end <= sector));
+        moved.map(|unit| unit.data).fold(ByteCount(0), |sum, data| sum + data)
+    }
+
     /// The images that are merged, newest first.
     pub fn sources(&self) -> &[Layer] {
         self.run.sources()
@@ -194,7 +201,7 @@ impl<'a> Coalesce<'a> {
             Err(error) => {
                 // What has been written does no harm, and the target gets its footer back. The first error is the one to tell.
                 match error {
-                    CoalesceError::Merge(MergeError::Aborted(_) | MergeError::Yielded) => target.abandon(),
+                    CoalesceError::Merge(MergeError::Aborted(_) | MergeError::Yielded) => drop(target.abandon()),
                     _ => drop(target.close()),
                 }
                 return Err(error);

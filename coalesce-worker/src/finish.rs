@@ -222,11 +222,17 @@ pub(crate) fn remove_obsolete(
         return Ok((Vec::new(), waits_for));
     }
     let mut deleted = Vec::new();
-    for file in obsolete {
-        let path = repository.absolute(&file.path);
-        if path.exists() && file.is_at(&path) {
-            remove_durably(&path)?;
-            deleted.push(path);
+    if !obsolete.is_empty() {
+        let forest = repository.scan()?;
+        for file in obsolete {
+            let path = repository.absolute(&file.path);
+            let mut needed_by = forest.dependants(&path, file.unique_id).into_iter();
+            // Somebody may have made a child of it, whom nothing but the lock on the file could have kept from that.
+            let is_needed = needed_by.any(|child| !deleted.iter().any(|gone| gone == child));
+            if !is_needed && path.exists() && file.is_at(&path) {
+                remove_durably(&path)?;
+                deleted.push(path);
+            }
         }
     }
     journal.remove()?;

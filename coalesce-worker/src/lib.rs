@@ -19,6 +19,7 @@
 mod abort;
 mod budget;
 mod coalesce;
+mod collect;
 mod delete;
 mod error;
 mod finish;
@@ -34,6 +35,7 @@ mod run;
 mod snapshot;
 mod socket;
 mod status;
+mod survey;
 mod target;
 mod transfer;
 mod watch;
@@ -42,6 +44,7 @@ mod yielding;
 pub use abort::{Abort, Aborted, WakeGuard};
 pub use budget::{Budget, Limits, Permit};
 pub use coalesce::{Coalesce, Ending, Outcome, Request};
+pub use collect::{CollectError, CollectOptions, Collected, Failed};
 pub use delete::{DeleteError, Deleted};
 pub use error::CoalesceError;
 pub use idle::{IdleError, enter_idle};
@@ -56,5 +59,6 @@ pub use socket::{AskError, Command, Refused, Server, SocketError, ask};
 pub use status::{
     Board, Entry, Isolated, Phase, RepositoryStatus, RunHandle, RunStatus, RunTotals, Scan, State, Status, Waiting,
 };
+pub use survey::{PlannedRun, Survey, SurveyError};
 pub use transfer::{Buffer, CopyMethod, Move, Transfer, Transferred, UnknownMethod};
 pub use watch::{Watch, WatchError};

@@ -7,8 +7,8 @@ mod units;
 
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use vhd_core::{
     BlockIndex, ByteCount, ChainExtent, ChainSource, FileError, Layer, ReadError, SECTOR_SIZE, Sector, SectorCount,

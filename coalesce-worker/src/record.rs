@@ -84,9 +84,18 @@ pub(crate) struct MergeIntent {
 }
 
 impl MergeIntent {
-    /// All files of the run.
+    /// All files of the run, the target last.
     pub(crate) fn files(&self) -> impl Iterator<Item = &FileId> {
         self.sources.iter().chain([&self.target])
+    }
+
+    /// All files of the run, in its order.
+    pub(crate) fn newest_first(&self) -> impl Iterator<Item = &FileId> {
+        let (above, below) = match self.direction {
+            Direction::Down => (None, Some(&self.target)),
+            Direction::Up => (Some(&self.target), None),
+        };
+        above.into_iter().chain(&self.sources).chain(below)
     }
 
     /// The newest image.

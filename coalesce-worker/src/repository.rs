@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use vhd_core::{ChainOptions, FileError, Files, Folder, FolderError, sync_folder};
 
 use crate::journal::Journal;
-use crate::record::{FileId, Record};
+use crate::record::{MergeIntent, Record};
 
 /// The state folder's name.
 const STATE: &str = ".vhd";
@@ -113,21 +113,29 @@ impl Repository {
         }
     }
 
-    /// Lists all files that operations under way, or interrupted, are concerned with.
-    pub(crate) fn journaled(&self) -> Result<Vec<FileId>, FileError> {
-        let mut files = Vec::new();
+    /// Lists the files that a merge or collection is about to delete, when nobody can have them open any more.
+    pub(crate) fn obsolete(&self) -> Result<Vec<PathBuf>, FileError> {
+        let obsolete = self.journaled()?.into_iter().filter_map(|record| match record {
+            Record::Linked { obsolete, .. } => Some(obsolete),
+            _ => None,
+        });
+        Ok(obsolete.flatten().map(|file| self.absolute(&file.path)).collect())
+    }
+
+    /// Lists the merges that have begun and not ended.
+    pub(crate) fn interrupted(&self) -> Result<Vec<MergeIntent>, FileError> {
+        let merges = self.journaled()?.into_iter().filter_map(|record| match record {
+            Record::Merge(intent) => Some(intent),
+            _ => None,
+        });
+        Ok(merges.collect())
+    }
+
+    fn journaled(&self) -> Result<Vec<Record>, FileError> {
+        let mut records = Vec::new();
         for path in Journal::list(&self.state())? {
-            for record in Journal::peek(&path)? {
-                match record {
-                    Record::Merge(intent) => files.extend(intent.files().cloned()),
-                    Record::Linked { obsolete, .. } => files.extend(obsolete),
-                    _ => {}
-                }
-            }
+            records.extend(Journal::peek(&path)?);
         }
-        for file in &mut files {
-            file.path = self.absolute(&file.path);
-        }
-        Ok(files)
+        Ok(records)
     }
 }

@@ -155,10 +155,15 @@ impl Target {
         }
     }
 
-    /// Lets the image go without waiting for the disk: what was written since the last flush is forgotten.
-    pub(crate) fn abandon(self) {
-        if let Self::Vhd(image) = self {
-            image.abandon();
+    /// Lets the image go as after a crash: what was written since the last flush is forgotten, and takes no space.
+    pub(crate) fn abandon(self) -> Result<(), MetadataError> {
+        match self {
+            Self::Vhd(image) => {
+                let container = image.container().clone();
+                drop(image);
+                Image::writable_from_container(container)?.trim_tail()
+            }
+            Self::Raw(_) => Ok(()),
         }
     }
 

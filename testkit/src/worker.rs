@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use coalesce_worker::{
-    Abort, Budget, Coalesce, CoalesceError, CopyMethod, Limits, MergeOptions, Outcome, Repository, Request, SnapshotError,
-    Snapshotted,
+    Abort, Budget, Coalesce, CoalesceError, CopyMethod, Limits, MergeOptions, Outcome, Repository, Request,
+    SnapshotError, Snapshotted,
 };
 use vhd_core::{ByteCount, ChainOptions, folder_of};
 

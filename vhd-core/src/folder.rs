@@ -19,6 +19,13 @@ use scan::Seen;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(usize);
 
+impl NodeId {
+    /// Its number: nodes are numbered from zero, in the order in which they are listed.
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
 /// How a child names its parent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParentName {

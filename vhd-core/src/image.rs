@@ -150,7 +150,13 @@ impl<Mode> Image<Mode> {
 
     fn checked_place(&self, tables: &Tables, block: BlockIndex, entry: u32) -> Result<BlockPlace, ReadError> {
         let place = BlockPlace::from_entry(entry, tables.header.block_size());
-        match tables.fault_of(place) {
+        let mut fault = tables.fault_of(place);
+        if let Some(BlockFault::BeyondEnd { .. }) = fault {
+            // A merge adds blocks to an image that others have open, and its file grows by that.
+            tables.set_file_len(self.container.len()?);
+            fault = tables.fault_of(place);
+        }
+        match fault {
             None => Ok(place),
             Some(fault) => Err(ReadError::Block { path: self.path().into(), block, place: place.bitmap, fault }),
         }

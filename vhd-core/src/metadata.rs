@@ -90,20 +90,18 @@ impl Image<ReadWrite> {
         Ok(self.container.sync()?)
     }
 
-    /// Writes the end footer where a crash or a failed write has left none; nothing else changes.
+    /// Cuts off what lies past the last table and block, as an interrupted merge leaves it, and writes the end footer there.
+    /// Changes nothing in an image that ends where it should; fixed images and devices are left alone.
     ///
     /// # Errors
-    /// A failed write or sync.
+    /// A failed write, change of length or sync.
     ///
     /// # Crash safety
     /// The copy at the start speaks for the image until the footer is durable.
-    pub fn restore_footer(&mut self) -> Result<(), MetadataError> {
+    pub fn trim_tail(&mut self) -> Result<(), MetadataError> {
         self.flush()?;
-        if self.lacks_end_footer() {
-            self.commit(|image| {
-                image.write_end_footer()?;
-                Ok(image.container.sync()?)
-            })?;
+        if self.tables.is_some() && !self.container.has_fixed_size() {
+            self.commit(|image| Ok(image.cut_tail()?))?;
         }
         Ok(())
     }

@@ -109,6 +109,14 @@ impl Repository {
         structure: &StructureLock,
     ) -> Result<Outcome, FileError> {
         let (path, done): (&Path, Result<(), WaitReason>) = match records.first() {
+            Some(Record::Linked { obsolete, .. }) => {
+                let (path, readers) = (obsolete.first().map_or(Path::new(""), |file| &file.path), BTreeSet::new());
+                let removed = remove_obsolete(self, journal, obsolete, readers, structure);
+                return Ok(match removed {
+                    Ok(_) => Outcome::Finished,
+                    Err(error) => Outcome::Waits(Unfinished { path: self.absolute(path), reason: error.into() }),
+                });
+            }
             Some(Record::Snapshot(intent)) => {
                 (&intent.volume, self.finish_snapshot(intent, structure).map_err(Into::into))
             }
@@ -143,7 +151,7 @@ impl Repository {
         let target_path = self.absolute(&intent.target.path);
         let is_there = |file: &FileId| file.is_at(&self.absolute(&file.path));
         if !records.contains(&Record::Merged) {
-            mend_footer(&target_path, intent)?;
+            mend_tail(&target_path, intent)?;
             if intent.files().all(is_there) {
                 return Ok(Outcome::Interrupted(self.absolute(&intent.node().path)));
             }
@@ -275,8 +283,8 @@ fn headers(records: &[Record]) -> impl DoubleEndedIterator<Item = &HeaderRecord>
     })
 }
 
-/// Gives the target of an interrupted merge its end footer back.
-fn mend_footer(path: &Path, intent: &MergeIntent) -> Result<(), CoalesceError> {
+/// Takes from the target of an interrupted merge what nothing refers to, and gives it its end footer back.
+fn mend_tail(path: &Path, intent: &MergeIntent) -> Result<(), CoalesceError> {
     if intent.target.unique_id.is_nil() {
         return Ok(());
     }
@@ -293,5 +301,5 @@ fn mend_footer(path: &Path, intent: &MergeIntent) -> Result<(), CoalesceError> {
         }
         image => image,
     };
-    Ok(image?.restore_footer()?)
+    Ok(image?.trim_tail()?)
 }

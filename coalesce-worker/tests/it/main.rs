@@ -3,5 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod coalesce;
+mod collect;
 mod model;
 mod snapshot;

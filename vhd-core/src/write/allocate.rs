@@ -104,13 +104,24 @@ impl Image<ReadWrite> {
     }
 
     /// Tells whether no good footer stands at the end, as after a crash.
-    pub(crate) fn lacks_end_footer(&self) -> bool {
+    pub(super) fn lacks_end_footer(&self) -> bool {
         locked(&self.mode.tail).footer.is_none()
     }
 
-    /// Tells whether the file has grown past its end footer.
-    pub(super) fn has_grown(&self) -> bool {
-        locked(&self.mode.tail).grown
+    /// Ends the file after the last table or block, with a footer.
+    pub(crate) fn cut_tail(&self) -> Result<(), StorageError> {
+        let Some(tables) = &self.tables else { return Ok(()) };
+        let mut tail = locked(&self.mode.tail);
+        let used = last_used(&self.container, tables)?;
+        if tail.footer.is_some() && tail.end <= used {
+            return Ok(());
+        }
+        self.container.set_len(ByteCount(used.0))?;
+        self.container.write_at(&self.footer.to_bytes(), used)?;
+        self.container.sync()?;
+        *tail = Tail { end: used, footer: Some(used), grown: false, len: ByteCount(used.0 + FOOTER_SIZE.0) };
+        tables.set_file_len(tail.len);
+        Ok(())
     }
 
     /// Moves the end of what the file holds to `end`, further on; the file follows when the footer is written there.

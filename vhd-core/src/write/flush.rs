@@ -96,17 +96,6 @@ impl Image<ReadWrite> {
         result
     }
 
-    /// Lets the image go at once: what was not flushed is forgotten, as after a crash, but for a footer at the file's end.
-    ///
-    /// # Crash safety
-    /// As dropping it.
-    pub fn abandon(self) {
-        if self.has_grown() || self.lacks_end_footer() {
-            // Without it, the copy at the start speaks for the image.
-            let _ = self.write_end_footer();
-        }
-    }
-
     fn finish_batmap(&self, durable: &mut Durable) -> Result<(), WriteError> {
         if let Some(tables) = &self.tables
             && !durable.full.is_empty()

@@ -1,0 +1,229 @@
+//! What a collection finds to do: computed from one look at the folder, before anything is changed.
+
+mod forest;
+mod tree;
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use rayon::prelude::*;
+use vhd_core::{ByteCount, FileError, FolderError};
+
+use crate::coalesce::{Request, free_space};
+use crate::error::CoalesceError;
+use crate::record::{Direction, MergeIntent};
+use crate::repository::Repository;
+use crate::run::{Run, is_free};
+use crate::status::{Isolated, Scan, Waiting};
+
+pub(crate) use forest::Forest;
+use tree::{Candidate, Choices};
+
+/// Everything that can be done for a repository, and what cannot.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// Hidden images that nobody needs, children before their parents.
+    pub garbage: Vec<PathBuf>,
+    /// Trees in which something can be merged; they do not depend on each other.
+    pub trees: Vec<Vec<PlannedRun>>,
+    /// What could be done but for something that passes.
+    pub waiting: Vec<Waiting>,
+    /// What is damaged, and the images that depend on it or on which it depends.
+    pub isolated: Vec<Isolated>,
+    /// Images in the deepest chain.
+    pub deepest_chain: u32,
+    /// Images in the repository.
+    pub images: u64,
+    /// Bytes that they take.
+    pub physical: ByteCount,
+    /// Bytes that are free.
+    pub free: ByteCount,
+}
+
+/// A run that is to be merged.
+#[derive(Clone, Debug)]
+pub struct PlannedRun {
+    /// Its newest image.
+    pub node: PathBuf,
+    /// Its lowest.
+    pub into: PathBuf,
+    /// How many images it has.
+    pub nodes: u32,
+    /// Where its data goes.
+    pub direction: Direction,
+    /// Data that moves.
+    pub data: ByteCount,
+    /// All bytes that are written.
+    pub bytes_written: ByteCount,
+    /// Space that this takes at least.
+    pub space_needed: ByteCount,
+}
+
+impl PlannedRun {
+    /// The request for its merge.
+    pub fn request(&self) -> Request {
+        Request { node: self.node.clone(), into: Some(self.into.clone()), direction: self.direction, keep: false }
+    }
+}
+
+impl Survey {
+    /// Looks at a repository. Changes nothing.
+    ///
+    /// # Errors
+    /// A folder that cannot be listed. Damaged images are no error: they are isolated.
+    pub fn of(repository: &Repository) -> Result<Self, SurveyError> {
+        let folder = repository.scan()?;
+        let obsolete: HashSet<PathBuf> = repository.obsolete()?.into_iter().collect();
+        let interrupted = repository.interrupted()?;
+        let forest = Forest::of(&folder, &obsolete);
+        let mut survey = Self {
+            isolated: forest.isolated(),
+            deepest_chain: forest.deepest(),
+            images: folder.nodes().count() as u64,
+            physical: folder.nodes().map(|(_, node)| node.own_size).fold(ByteCount(0), |sum, size| sum + size),
+            free: free_space(repository.folder())?,
+            ..Self::default()
+        };
+        let is_busy = |path: &PathBuf| !is_free(path).unwrap_or(false);
+        for path in forest.garbage() {
+            if is_busy(&path) {
+                survey.waiting.push(Waiting { path, reason: "deleted, but somebody uses it".into() });
+            } else {
+                survey.garbage.push(path);
+            }
+        }
+        let trees: Vec<Vec<Candidate>> = forest.candidates();
+        let planned: Vec<Vec<Result<PlannedRun, Waiting>>> = trees
+            .into_par_iter()
+            .map(|tree| {
+                let plan = |candidate| plan(repository, candidate, &interrupted, survey.free);
+                tree.into_iter().filter_map(plan).collect()
+            })
+            .collect();
+        for tree in planned {
+            let mut runs = Vec::new();
+            for run in tree {
+                match run {
+                    Ok(run) => runs.push(run),
+                    Err(waiting) => survey.waiting.push(waiting),
+                }
+            }
+            if !runs.is_empty() {
+                survey.trees.push(runs);
+            }
+        }
+        // The largest first, so that none is left alone at the end.
+        let written = |tree: &Vec<PlannedRun>| tree.iter().map(|run| run.bytes_written.0).sum::<u64>();
+        survey.trees.sort_by_key(|tree| std::cmp::Reverse(written(tree)));
+        Ok(survey)
+    }
+
+    /// All runs.
+    pub fn runs(&self) -> impl Iterator<Item = &PlannedRun> {
+        self.trees.iter().flatten()
+    }
+
+    /// Data that all runs move.
+    pub fn data(&self) -> ByteCount {
+        self.runs().map(|run| run.data).fold(ByteCount(0), |sum, data| sum + data)
+    }
+
+    /// What the board is told of it.
+    pub(crate) fn scan(&self, waiting: &[Waiting]) -> Scan {
+        Scan {
+            waiting: waiting.to_vec(),
+            isolated: self.isolated.clone(),
+            backlog_nodes: self.garbage.len() as u64 + self.runs().map(|run| u64::from(run.nodes) - 1).sum::<u64>(),
+            backlog_bytes: self.data(),
+            deepest_chain: self.deepest_chain,
+            free_bytes: self.free,
+            physical_bytes: self.physical,
+        }
+    }
+
+    /// Tells whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.garbage.is_empty() && self.trees.is_empty()
+    }
+}
+
+/// Why a repository cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum SurveyError {
+    /// The folder cannot be listed.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A journal cannot be read, or the file system tells nothing of its space.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// Plans a run the cheaper way; `None` where nothing of it can be merged as things are.
+fn plan(
+    repository: &Repository,
+    candidate: Candidate,
+    interrupted: &[MergeIntent],
+    free: ByteCount,
+) -> Option<Result<PlannedRun, Waiting>> {
+    let waits = |path: &PathBuf, reason: String| Some(Err(Waiting { path: path.clone(), reason }));
+    let node = candidate.images[0].clone();
+    let choices = match candidate.choices(|path| !is_free(path).unwrap_or(false)) {
+        Ok(choices) => choices,
+        Err(user) => return waits(&node, format!("somebody uses {}", user.display())),
+    };
+    let begun = |run: &Choices, direction| {
+        let paths = || run.images.iter().map(|path| repository.relative(path));
+        interrupted.iter().any(|intent| {
+            intent.direction == direction && intent.newest_first().map(|file| file.path.clone()).eq(paths())
+        })
+    };
+    let mut best: Option<PlannedRun> = None;
+    let mut short: Option<Waiting> = None;
+    for choice in choices {
+        for &direction in &choice.directions {
+            // Of two ways that cannot be far apart in cost the second is looked at; of others only the one that is cheaper.
+            let run = match plan_one(repository, &choice, direction) {
+                Ok(run) => run,
+                Err(error) => {
+                    short.get_or_insert_with(|| Waiting { path: node.clone(), reason: with_causes(&error) });
+                    continue;
+                }
+            };
+            if begun(&choice, direction) {
+                return Some(Ok(run));
+            }
+            if run.space_needed > free {
+                let missing = run.space_needed.0 - free.0;
+                let reason =
+                    format!("needs {} bytes of space, {free} are free: {missing} are missing", run.space_needed);
+                short.get_or_insert_with(|| Waiting { path: node.clone(), reason });
+                continue;
+            }
+            if best.as_ref().is_none_or(|best| run.bytes_written < best.bytes_written) {
+                best = Some(run);
+            }
+        }
+    }
+    best.map(Ok).or_else(|| short.map(Err))
+}
+
+fn plan_one(repository: &Repository, choice: &Choices, direction: Direction) -> Result<PlannedRun, CoalesceError> {
+    let (node, into) = (&choice.images[0], &choice.images[choice.images.len() - 1]);
+    let request = Request { node: node.clone(), into: Some(into.clone()), direction, keep: false };
+    let plan = Run::open(repository, node, &request)?.plan()?;
+    Ok(PlannedRun {
+        node: node.clone(),
+        into: into.clone(),
+        nodes: choice.images.len() as u32,
+        direction,
+        data: plan.data,
+        bytes_written: plan.bytes_written(),
+        space_needed: plan.space_needed,
+    })
+}
+
+/// An error and all its causes, in one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

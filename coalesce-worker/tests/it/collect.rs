@@ -1,0 +1,129 @@
+//! Collections of whole repositories.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use coalesce_worker::{Abort, Budget, CollectOptions, Collected, CopyMethod, Direction, Repository, Survey};
+use testkit::model::{Model, Start};
+use testkit::pattern;
+use vhd_core::{BlockSize, ChainOptions, Folder, Image, Sector, SectorCount, SectorRange, Volume};
+
+fn open(folder: &Path) -> Repository {
+    Repository::open(folder, ChainOptions::default()).unwrap().0
+}
+
+fn collect(folder: &Path) -> Collected {
+    let (budget, abort) = (Budget::default(), Abort::new());
+    let options = CollectOptions {
+        threads: None,
+        budget: &budget,
+        abort: &abort,
+        method: CopyMethod::Auto,
+        detect_zeroes: false,
+        board: None,
+    };
+    let collected = open(folder).collect(&options).unwrap();
+    assert!(collected.failed.is_empty(), "{collected:?}");
+    collected
+}
+
+fn write(model: &mut Model, volume: &Path, start: u64, count: u64, tag: u16) {
+    let range = SectorRange::new(Sector(start), SectorCount(count));
+    model.change(volume, |open, content| {
+        let data = pattern::fill(range, tag);
+        open.write(range, &data).unwrap();
+        content[start as usize * 512..][..data.len()].copy_from_slice(&data);
+    });
+}
+
+fn images(folder: &Path) -> usize {
+    Folder::scan(folder, vhd_core::Files::Images).unwrap().nodes().count()
+}
+
+/// A volume with `levels` snapshots, each of which changes something, and the snapshots.
+fn with_snapshots(levels: u16) -> (Model, PathBuf, Vec<PathBuf>) {
+    let mut model = Model::default();
+    model.create(Start::Dynamic(BlockSize::new(4096).unwrap()), 400);
+    let volume = model.volumes().remove(0);
+    let mut snapshots = Vec::new();
+    for level in 1..=levels {
+        write(&mut model, &volume, u64::from(level) * 5, 20, level);
+        let before = model.volumes();
+        model.snapshot(&volume);
+        snapshots.extend(model.volumes().into_iter().filter(|path| !before.contains(path)));
+    }
+    write(&mut model, &volume, 3, 7, 99);
+    (model, volume, snapshots)
+}
+
+fn delete(model: &mut Model, volume: &Path) {
+    open(model.path()).delete(volume).unwrap();
+    model.forget(volume);
+}
+
+#[test]
+fn deleted_snapshots_are_merged_away() {
+    let (mut model, volume, snapshots) = with_snapshots(5);
+    for snapshot in &snapshots {
+        delete(&mut model, snapshot);
+    }
+    collect(model.path());
+    model.verify();
+    assert_eq!(images(model.path()), 1);
+    assert!(volume.exists());
+}
+
+#[test]
+fn what_only_a_deleted_volume_needed_goes_with_it() {
+    let (mut model, volume, snapshots) = with_snapshots(4);
+    delete(&mut model, &volume);
+    for snapshot in &snapshots[1..] {
+        delete(&mut model, snapshot);
+    }
+    let collected = collect(model.path());
+    model.verify();
+    assert!(!collected.deleted.is_empty());
+    assert_eq!(images(model.path()), 1);
+}
+
+#[test]
+fn a_chain_below_a_volume_in_use_is_merged_without_touching_it() {
+    let (mut model, volume, snapshots) = with_snapshots(5);
+    for snapshot in &snapshots {
+        delete(&mut model, snapshot);
+    }
+    let user = Volume::open(&volume, &ChainOptions::default()).unwrap();
+    let before = fs::read(&volume).unwrap();
+    let collected = collect(model.path());
+    assert!(!collected.merged.is_empty(), "{collected:?}");
+    assert_eq!(fs::read(&volume).unwrap(), before);
+    let mut bytes = vec![0; model.content(&volume).len()];
+    user.read(SectorRange::new(Sector(0), SectorCount(400)), &mut bytes).unwrap();
+    assert!(bytes == model.content(&volume), "the user reads the same through what it has open");
+    user.close().unwrap();
+    collect(model.path());
+    model.verify();
+    assert_eq!(images(model.path()), 1);
+}
+
+#[test]
+fn the_cheaper_direction_is_taken() {
+    for (base, top, expected) in [(300, 4, Direction::Down), (4, 300, Direction::Up)] {
+        let mut model = Model::default();
+        model.create(Start::Dynamic(BlockSize::new(4096).unwrap()), 400);
+        let volume = model.volumes().remove(0);
+        write(&mut model, &volume, 0, base, 1);
+        model.snapshot(&volume);
+        let snapshot = model.volumes().into_iter().find(|path| *path != volume).unwrap();
+        write(&mut model, &volume, 50, top, 2);
+        delete(&mut model, &snapshot);
+        let repository = open(model.path());
+        let survey = Survey::of(&repository).unwrap();
+        let runs: Vec<_> = survey.runs().map(|run| run.direction).collect();
+        assert_eq!(runs, [expected]);
+        collect(model.path());
+        model.verify();
+        assert_eq!(images(model.path()), 1);
+        assert!(!Image::open(&volume, vhd_core::Lock::None).unwrap().is_differencing());
+    }
+}
