@@ -18,8 +18,9 @@
 //! - Changes of names persist in any subset that can be done: one whose source was lost is lost, too. A rename is atomic
 //!   and is durable after a sync of the folder that has the new name. No change of a name says anything of data.
 //!
-//! Source: open(2), fsync(2), rename(2); Pillai et al., All File Systems Are Not Created Equal (OSDI 2014), whose survey
-//! finds each of the reorderings above on a file system in use.
+//! Source: open(2), fsync(2), rename(2). Treating each call as persistent in parts and out of order, with sectors that may
+//! tear, is after Pillai et al., All File Systems Are Not Created Equal (OSDI 2014); lengths and holes are held to their
+//! order here, as journalling file systems do.
 
 mod choices;
 mod content;

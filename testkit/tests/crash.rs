@@ -8,7 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use testkit::crash::{Options, Recording};
+use rayon::iter::{ParallelBridge, ParallelIterator};
+use testkit::crash::{Options, Recording, State};
 use testkit::{inject, scratch};
 
 /// Makes the command that runs a program in Python in a folder, whose descriptor it has as `d`.
@@ -63,7 +64,7 @@ fn a_file_synced_and_renamed_is_old_or_new() {
     let program = format!("{NEW_FILE}os.fsync(n)\nos.rename('new', 'a')\nos.fsync(d)");
     let recording = record(&[("a", &[b'o'; 1024])], &program);
     assert_eq!(contents(&recording, "a"), set(&["oo", "nn"]));
-    let ended: Vec<_> = recording.states(Options::default()).filter(|state| state.has_ended()).collect();
+    let ended: Vec<_> = recording.states(Options::default()).filter(State::has_ended).collect();
     assert_eq!(ended.len(), 1);
     assert_eq!(ended[0].read("a").unwrap(), [b'n'; 1024]);
 }
@@ -71,7 +72,7 @@ fn a_file_synced_and_renamed_is_old_or_new() {
 #[test]
 fn a_synced_file_without_a_synced_name_may_be_lost() {
     let recording = record(&[], &format!("{NEW_FILE}os.fsync(n)"));
-    let ended = recording.states(Options::default()).filter(testkit::crash::State::has_ended);
+    let ended = recording.states(Options::default()).filter(State::has_ended);
     let names: BTreeSet<_> = ended.map(|state| state.paths()).collect();
     assert_eq!(names, [vec![], vec!["new".to_owned()]].into());
 }
@@ -101,6 +102,18 @@ fn lengths_and_holes_persist_in_order() {
 }
 
 #[test]
+fn holes_are_torn_at_pages_and_never_lost_under_what_was_written_into_them() {
+    let program = "import ctypes\nf = os.open('a', os.O_RDWR)\nos.fallocate = ctypes.CDLL(None).fallocate\n\
+        assert os.fallocate(f, 3, ctypes.c_long(0), ctypes.c_long(8192)) == 0\nos.pwrite(f, b'n' * 512, 0)";
+    let recording = record(&[("a", &[b'o'; 8192])], program);
+    let pages = |first: &str, second: &str| format!("{}{}", first, second.repeat(8));
+    let expected = ["o", "0"].map(|page| pages(&page.repeat(8), "o")).into_iter();
+    let expected =
+        expected.chain(["o", "0"].map(|page| pages(&page.repeat(8), "0"))).chain([format!("n{}", "0".repeat(15))]);
+    assert_eq!(contents(&recording, "a"), expected.collect());
+}
+
+#[test]
 fn names_reorder_until_the_folder_is_synced() {
     let program = "os.link('a', 'b')\nos.rename('a', 'c')\nos.unlink('b')\nos.mkdir('e')\nos.fsync(d)";
     let recording = record(&[("a", b"1")], program);
@@ -122,7 +135,7 @@ fn a_rename_to_another_folder_needs_the_sync_of_that_folder() {
     };
     let ended = |sync| -> BTreeSet<_> {
         let recording = record(&[], &program(sync));
-        let states = recording.states(Options::default()).filter(testkit::crash::State::has_ended);
+        let states = recording.states(Options::default()).filter(State::has_ended);
         states.map(|state| state.paths().join(" ")).collect()
     };
     assert_eq!(ended("s"), set(&["s s/f"]));
@@ -191,7 +204,7 @@ os.sync()
     fs::hard_link(inner.join("old"), inner.join("old2")).unwrap();
     let recording = Recording::of(&inner, &python(&inner, program));
     println!("{}", recording.log().collect::<Vec<_>>().join("\n"));
-    let last = recording.states(Options::default()).find(testkit::crash::State::has_ended).unwrap();
+    let last = recording.states(Options::default()).find(State::has_ended).unwrap();
     let copy = folder.path().join("copy");
     last.write_to(&copy);
     assert_eq!(fs::read(copy.join("u/t/f")).unwrap(), fs::read(inner.join("u/t/f")).unwrap());
@@ -217,7 +230,7 @@ threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
 os.fsync(d)";
     let recording = record(&[], program);
     assert_eq!(recording.operations(), 4 * (1 + 50 + 5 + 1) + 1);
-    let ended: Vec<_> = recording.states(Options::default()).filter(|state| state.has_ended()).collect();
+    let ended: Vec<_> = recording.states(Options::default()).filter(State::has_ended).collect();
     assert_eq!(ended.len(), 1);
     assert_eq!(ended[0].read("f3").unwrap(), [b'D'; 50 * 512]);
 }
@@ -245,6 +258,34 @@ fn a_state_says_what_was_lost() {
     assert!(text.contains("after 3 of 3 operations, the last being: rename new to a"), "{text}");
     assert!(text.contains("2: write 1024 bytes at 0 of new: lost"), "{text}");
     assert!(text.contains("3: rename new to a: kept"), "{text}");
+}
+
+#[test]
+fn thousands_of_states_are_written_side_by_side() {
+    let program = "
+for i in range(6):
+    f = os.open(f'f{i}', os.O_RDWR | os.O_CREAT)
+    for j in range(10 * (i + 1)):
+        os.pwrite(f, bytes([i * 40 + j & 255]) * (4096 * (1 + j % 3)), j * 791900 % 90000)
+        if j % 9 == 8:
+            os.fdatasync(f)
+    os.fsync(f)
+    os.rename(f'f{i}', f'g{i}')
+    if i % 2:
+        os.fsync(d)";
+    let recording = record(&[], program);
+    let started = std::time::Instant::now();
+    let written = recording.states(Options::default()).take(3000).par_bridge().map(|state| {
+        let folder = scratch::folder();
+        state.write_to(folder.path());
+        for path in state.paths() {
+            assert_eq!(fs::read(folder.path().join(&path)).ok(), state.read(&path), "{path}: {}", state.describe());
+        }
+        1
+    });
+    let written: usize = written.sum();
+    println!("{written} states, {:.0} a second", written as f64 / started.elapsed().as_secs_f64());
+    assert_eq!(written, 3000);
 }
 
 #[test]

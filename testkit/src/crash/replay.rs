@@ -1,14 +1,15 @@
 //! Turns the calls of a trace into operations on the model.
 
 mod names;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
-use super::content::{self, Content};
+use super::content;
 use super::operation::{Change, Operation};
 use super::processes::{Processes, Shared};
 use super::strace::{self, Call, Moment};
@@ -269,7 +270,9 @@ impl Replay {
             let (_, rest) = arguments[2].split_once(name).expect("the fields of a clone are printed");
             rest.trim_start_matches('=').split([',', '}']).next().expect("split gives a first part")
         };
-        let (source, start, count, at) = match arguments[1] {
+        // The old name of the request is printed, too.
+        let request = arguments[1].rsplit(' ').next().expect("split gives a last part");
+        let (source, start, count, at) = match request {
             "FICLONE" => (arguments[2], 0, 0, 0),
             "FICLONERANGE" => {
                 let numbers = ["src_offset", "src_length", "dest_offset"].map(|name| strace::number(field(name)));
@@ -278,7 +281,7 @@ impl Replay {
             _ => return,
         };
         let source = self.open_file(call, source).expect("clones from other folders are not modelled");
-        let source: Rc<Content> = Rc::new((*self.tree.content(source.borrow().inode)).clone());
+        let source = self.tree.content(source.borrow().inode);
         let count = if count == 0 { source.len() - start } else { count };
         self.write_at(inode, at, &source.read(start..start + count), "clone");
     }
