@@ -181,7 +181,8 @@ impl Content {
             })
             .filter(|(_, run)| run[0].is_some())
             .map(|(first, run)| {
-                let mut bytes: Vec<u8> = run.iter().flatten().flat_map(|sector| sector.bytes).collect();
+                let mut bytes = Vec::with_capacity(run.len() * SECTOR as usize);
+                run.iter().flatten().for_each(|sector| bytes.extend_from_slice(&sector.bytes));
                 bytes.truncate((self.len - first * SECTOR) as usize);
                 (first * SECTOR, bytes)
             })
