@@ -1,8 +1,10 @@
 //! Test doubles that all crates share: golden images, the pattern they are filled with, and readers that hash.
 
+pub mod crash;
 pub mod fault;
 pub mod filesystem;
 pub mod golden;
+pub mod inject;
 pub mod loop_device;
 pub mod model;
 pub mod pattern;
