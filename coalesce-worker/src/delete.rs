@@ -11,6 +11,7 @@ use vhd_core::{
 use crate::journal::Journal;
 use crate::record::{FileId, Record};
 use crate::repository::{Repository, StructureLock};
+use crate::yielding::{self, YieldRequest};
 
 /// What became of a deleted volume's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,22 +98,24 @@ impl Repository {
         Ok(Deleted::Removed)
     }
 
-    /// Opens a volume for writing. A merge that holds it is asked to let go.
+    /// Opens a volume for writing. A merge that holds it is asked to let go; anybody else is given a moment: a process
+    /// that starts another holds its locks twice until that has begun.
     pub(crate) fn claim(&self, volume: &Path) -> Result<Image<ReadWrite>, OpenError> {
         let mut request = None;
-        for _ in 0..crate::yielding::TRIES {
+        let mut tries = yielding::MOMENT;
+        loop {
             match Image::open_writable(volume) {
-                Err(error) if is_busy(&error) => match &mut request {
-                    Some(_) => std::thread::sleep(crate::yielding::INTERVAL),
-                    None => match crate::yielding::YieldRequest::to_whoever_merges(self, volume) {
-                        Some(made) => request = Some(made),
-                        None => return Err(error),
-                    },
-                },
+                Err(error) if is_busy(&error) && tries > 0 => {
+                    if request.is_none() {
+                        request = YieldRequest::to_whoever_merges(self, volume);
+                        tries = if request.is_some() { yielding::TRIES } else { tries };
+                    }
+                    tries -= 1;
+                    std::thread::sleep(yielding::INTERVAL);
+                }
                 opened => return opened,
             }
         }
-        Image::open_writable(volume)
     }
 }
 

@@ -35,6 +35,7 @@ mod run;
 mod snapshot;
 mod socket;
 mod status;
+mod steps;
 mod survey;
 mod target;
 mod transfer;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use uuid::Uuid;
 use vhd_core::{ByteCount, FileError, FileStorage, Files, Folder, Image, Layer, Lock, OpenError, ReadError, folder_of};
@@ -77,6 +78,11 @@ impl Run {
         &self.layers[0]
     }
 
+    /// Which way its data moves.
+    pub(crate) fn direction(&self) -> Direction {
+        self.direction
+    }
+
     /// The size of what lies beneath the run, or zero.
     pub(crate) fn size_beneath(&self) -> ByteCount {
         self.beneath.as_ref().map_or(ByteCount(0), Layer::size)
@@ -117,7 +123,7 @@ impl Run {
             Layer::Vhd(image) => Target::open_vhd(image.path())?,
             Layer::Raw(disk) => Target::open_raw(disk.container().path())?,
         };
-        let lock = |layer: &Layer| lock_source(layer.path());
+        let lock = |layer: &Layer| lock_source(layer.path()).map(Arc::new);
         let sources = self.sources().iter().map(lock).collect::<Result<_, _>>()?;
         Ok(LockedRun { target, sources })
     }
@@ -127,7 +133,7 @@ impl Run {
 #[derive(Debug)]
 pub(crate) struct LockedRun {
     pub(crate) target: Target,
-    pub(crate) sources: Vec<FileStorage>,
+    pub(crate) sources: Vec<Arc<FileStorage>>,
 }
 
 /// Locks an image that is only read.

@@ -13,6 +13,8 @@ use crate::repository::Repository;
 pub(crate) const INTERVAL: Duration = Duration::from_millis(20);
 /// How often to look before giving up: for five seconds.
 pub(crate) const TRIES: u32 = 250;
+/// How often to look where nobody merges.
+pub(crate) const MOMENT: u32 = 3;
 
 /// Where a note to the merge with this journal lies.
 pub(crate) fn note_for(journal: &Path) -> PathBuf {
@@ -28,11 +30,12 @@ impl YieldRequest {
     pub(crate) fn to_whoever_merges(repository: &Repository, volume: &Path) -> Option<Self> {
         let merges = |journal: &PathBuf| {
             let records = Journal::peek(journal).unwrap_or_default();
-            let intent = records.first().and_then(|first| match first {
-                Record::Merge(intent) => Some(intent),
-                _ => None,
-            });
-            intent.is_some_and(|intent| intent.files().any(|file| repository.absolute(&file.path) == volume))
+            let is_it = |path: &PathBuf| repository.absolute(path) == volume;
+            records.iter().any(|record| match record {
+                Record::Merge(intent) => intent.files().any(|file| is_it(&file.path)),
+                Record::Holds { images } => images.iter().any(is_it),
+                _ => false,
+            })
         };
         let journal = Journal::list(&repository.state()).ok()?.into_iter().find(merges)?;
         let note = note_for(&journal);

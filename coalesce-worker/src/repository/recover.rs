@@ -151,7 +151,10 @@ impl Repository {
         let target_path = self.absolute(&intent.target.path);
         let is_there = |file: &FileId| file.is_at(&self.absolute(&file.path));
         if !records.contains(&Record::Merged) {
-            mend_tail(&target_path, intent)?;
+            for source in &intent.sources {
+                mend(&self.absolute(&source.path), None)?;
+            }
+            mend(&target_path, Some(intent))?;
             if intent.files().all(is_there) {
                 return Ok(Outcome::Interrupted(self.absolute(&intent.node().path)));
             }
@@ -197,7 +200,7 @@ impl Repository {
                 Err(error) if error.source.kind() == io::ErrorKind::ResourceBusy => {
                     return Ok(Outcome::in_use(error.path));
                 }
-                lock => locks.push(lock?),
+                lock => locks.push(Arc::new(lock?)),
             }
         }
         if !intent.node_is_unchanged(&self.absolute(&intent.node().path)) {
@@ -283,9 +286,10 @@ fn headers(records: &[Record]) -> impl DoubleEndedIterator<Item = &HeaderRecord>
     })
 }
 
-/// Takes from the target of an interrupted merge what nothing refers to, and gives it its end footer back.
-fn mend_tail(path: &Path, intent: &MergeIntent) -> Result<(), CoalesceError> {
-    if intent.target.unique_id.is_nil() {
+/// Mends what an interrupted merge may leave unsightly in an image that nobody uses: a batmap whose two parts do not go
+/// together; in the target, also space that nothing refers to, and no footer at the end.
+fn mend(path: &Path, target_of: Option<&MergeIntent>) -> Result<(), CoalesceError> {
+    if target_of.is_some_and(|intent| intent.target.unique_id.is_nil()) {
         return Ok(());
     }
     let storage = match FileStorage::open_writable(path) {
@@ -293,13 +297,18 @@ fn mend_tail(path: &Path, intent: &MergeIntent) -> Result<(), CoalesceError> {
         storage => storage.map_err(FileError::when(path, "open it"))?,
     };
     let container = Container::new(path, Arc::new(storage));
-    let image = match Image::writable_from_container(container.clone()) {
+    let image = match (Image::writable_from_container(container.clone()), target_of) {
         // A fixed disk that was to grow, and has no footer where its file now ends.
-        Err(OpenError::Footer { .. }) => {
+        (Err(OpenError::Footer { .. }), Some(intent)) => {
             vhd_core::cut_to_footer(&container, ByteCount(intent.target_length))?;
             Image::writable_from_container(container)
         }
-        image => image,
+        (image, _) => image,
     };
-    Ok(image?.trim_tail()?)
+    let mut image = image?;
+    image.mend_batmap()?;
+    if target_of.is_some() {
+        image.trim_tail()?;
+    }
+    Ok(())
 }
