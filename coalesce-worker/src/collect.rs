@@ -243,6 +243,7 @@ impl Pass<'_> {
             abort,
             method: *method,
             detect_zeroes: *detect_zeroes,
+            checkpoint_every: None,
         })?;
         tracing::info!(target = %outcome.target.display(), bytes = outcome.moved.data.0, deleted = outcome.deleted.len(), "merged");
         if let Some(handle) = handle {

@@ -67,6 +67,9 @@ pub struct MergeOptions<'a> {
     pub method: CopyMethod,
     /// Turns blocks of 4 KiB that hold but zeros into holes.
     pub detect_zeroes: bool,
+    /// The least that is moved between two checkpoints; `None` stands for a part of what there is to move, as large as the
+    /// disk is fast.
+    pub checkpoint_every: Option<ByteCount>,
 }
 
 /// What a merge did.

@@ -107,7 +107,9 @@ impl<'a> Units<'a> {
         checkpoint: &mut (dyn FnMut(Sector) -> Result<(), FileError> + Send),
     ) -> Result<(), MergeError> {
         let (mut recorded, mut recorded_data) = (0, merge.moved_before.0);
-        let mut step = (merge.plan.data.0 / CHECKPOINTS).clamp(SMALLEST_STEP, LARGEST_STEP);
+        let given = merge.options.checkpoint_every.map(|step| step.0);
+        let largest = (merge.plan.data.0 / CHECKPOINTS).clamp(SMALLEST_STEP, LARGEST_STEP);
+        let mut step = given.unwrap_or(largest);
         loop {
             let queue = self.queue();
             let (queue, _) = self
@@ -123,7 +125,7 @@ impl<'a> Units<'a> {
                 return Err(MergeError::Yielded);
             }
             let (done, data) = (self.done(), moved.load(Ordering::Relaxed));
-            if self.abort.is_aborted() || done <= recorded || data < recorded_data + step {
+            if self.abort.is_aborted() || done <= recorded || data < recorded_data.saturating_add(step) {
                 continue;
             }
             let start = Instant::now();
@@ -137,10 +139,9 @@ impl<'a> Units<'a> {
             }
             (recorded, recorded_data) = (done, data);
             step = match start.elapsed() {
+                _ if given.is_some() => step,
                 taken if taken > LONGEST_SYNC => (step / 2).max(SMALLEST_STEP),
-                taken if taken < LONGEST_SYNC / 4 => {
-                    (step * 2).min((merge.plan.data.0 / CHECKPOINTS).max(SMALLEST_STEP))
-                }
+                taken if taken < LONGEST_SYNC / 4 => (step * 2).min(largest),
                 _ => step,
             };
         }

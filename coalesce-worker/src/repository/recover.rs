@@ -7,16 +7,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vhd_core::{ByteCount, Container, FileError, FileStorage, Image, OpenError, sync_folder};
+use vhd_core::{ByteCount, Container, FileError, FileStorage, Header, Image, Lock, OpenError, ReadOnly, sync_folder};
 
 use super::{Repository, StructureLock};
-use crate::coalesce::reopen_target;
+use crate::coalesce::{Request, reopen_target};
 use crate::delete::DeleteError;
 use crate::error::CoalesceError;
 use crate::finish::{Finish, remove_obsolete};
 use crate::journal::Journal;
 use crate::record::{Direction, FileId, HeaderRecord, MergeIntent, Record};
-use crate::run::lock_source;
+use crate::run::{Run, lock_source};
 use crate::snapshot::SnapshotError;
 use crate::target::Target;
 
@@ -212,9 +212,27 @@ impl Repository {
             journal.remove()?;
             return Ok(Outcome::Finished);
         }
+        if intent.direction == Direction::Up && !self.holds_everything(intent)? {
+            // Whoever took something out of the target since cannot have known of the merge.
+            target.close()?;
+            journal.remove()?;
+            return Ok(Outcome::Finished);
+        }
         let finish = Finish { repository: self, intent, relinked, target, locks };
         let waits_for = finish.run(journal, structure)?.waits_for;
         Ok(waits_for.map_or(Outcome::Finished, Outcome::in_use))
+    }
+
+    /// Tells whether the target of a merge up still holds all that the images below it do, or needs them no more.
+    fn holds_everything(&self, intent: &MergeIntent) -> Result<bool, CoalesceError> {
+        let node = self.absolute(&intent.target.path);
+        let parent = Image::<ReadOnly>::open(&node, Lock::None)?.header().map(Header::parent_unique_id);
+        if parent != intent.sources.first().map(|source| source.unique_id) {
+            return Ok(true);
+        }
+        let into = intent.sources.last().map(|lowest| self.absolute(&lowest.path));
+        let request = Request { node: node.clone(), into, direction: Direction::Up, keep: false };
+        Ok(Run::open(self, &node, &request)?.plan()?.is_empty())
     }
 
     /// Finishes the change of a header; gives the image where somebody uses it.
