@@ -102,6 +102,8 @@ class Repositories:
         base, leaf = paths[0], paths[-1]
         command = [self.tools["vhd-tool"], "coalesce", leaf, "--into", base, "--keep", "--quiet"]
         whole = blocks * 2 * MIB
+        # A volume that was written to a moment ago could be written to again without showing it.
+        time.sleep(0.2)
         with subprocess.Popen([str(word) for word in command]) as process:
             while base.stat().st_blocks * 512 < whole / 2 and process.poll() is None:
                 time.sleep(0.0005)
