@@ -174,7 +174,7 @@ impl<'a> Coalesce<'a> {
         let LockedRun { mut target, sources: locks } = locked;
         let from = interrupted.as_ref().map_or(Sector(0), |interrupted| interrupted.from);
         let units = &plan.units()[plan.units().partition_point(|unit| unit.sectors.end <= from)..];
-        let steps = choose_steps(repository, &run, &plan, units, &target, &locks)?;
+        let steps = choose_steps(repository, &run, &plan, units, &target, &locks, intent.keep)?;
         let structure = repository.lock_structure()?;
         for journal in superseded {
             journal.remove()?;
@@ -280,6 +280,7 @@ fn choose_steps(
     units: &[Unit],
     target: &Target,
     locks: &[Arc<FileStorage>],
+    keep: bool,
 ) -> Result<Option<Steps>, CoalesceError> {
     if target.container().has_fixed_size() {
         return Ok(None);
@@ -290,7 +291,8 @@ fn choose_steps(
         return Ok(None);
     }
     steps::fitting(units, plan, path)?;
-    let steps = Steps::begin(repository, run, run.direction(), locks)?;
+    // What is to be kept is not to lose blocks.
+    let steps = if keep { None } else { Steps::begin(repository, run, run.direction(), locks)? };
     steps.map(Some).ok_or_else(|| CoalesceError::NoSpace { path: path.into(), needed, free })
 }
 

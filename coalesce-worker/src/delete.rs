@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use vhd_core::{
     FileError, FolderError, Image, MetadataError, OpenError, ReadWrite, StorageError, folder_of, sync_folder,
@@ -98,20 +99,17 @@ impl Repository {
         Ok(Deleted::Removed)
     }
 
-    /// Opens a volume for writing. A merge that holds it is asked to let go; anybody else is given a moment: a process
-    /// that starts another holds its locks twice until that has begun.
+    /// Opens a volume for writing. A merge that holds it is asked to let go.
     pub(crate) fn claim(&self, volume: &Path) -> Result<Image<ReadWrite>, OpenError> {
         let mut request = None;
-        let mut tries = yielding::MOMENT;
+        let start = Instant::now();
         loop {
             match Image::open_writable(volume) {
-                Err(error) if is_busy(&error) && tries > 0 => {
+                Err(error) if is_busy(&error) && start.elapsed() < yielding::PATIENCE => {
+                    request = request.or_else(|| YieldRequest::to_whoever_merges(self, volume));
                     if request.is_none() {
-                        request = YieldRequest::to_whoever_merges(self, volume);
-                        tries = if request.is_some() { yielding::TRIES } else { tries };
+                        return Err(error);
                     }
-                    tries -= 1;
-                    std::thread::sleep(yielding::INTERVAL);
                 }
                 opened => return opened,
             }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uuid::Uuid;
-use vhd_core::{ByteCount, FileError, FileStorage, Files, Folder, Image, Layer, Lock, OpenError, ReadError, folder_of};
+use vhd_core::{ByteCount, FileError, FileStorage, Files, Folder, Image, Layer, Lock, ReadError, folder_of};
 
 use crate::coalesce::Request;
 use crate::delete::is_busy;
@@ -223,18 +223,10 @@ pub(crate) fn open_child(
     Ok(Some(child))
 }
 
-/// Tells whether an image is free: nobody has locked it now.
-pub(crate) fn is_free(path: &Path) -> Result<bool, OpenError> {
-    match FileStorage::open(path, Lock::Exclusive) {
-        Ok(_) => Ok(true),
+/// Tells whether an image is free: nobody has locked it now, or it is gone.
+pub(crate) fn is_free(path: &Path) -> Result<bool, FileError> {
+    match FileStorage::is_locked(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-        Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => Ok(false),
-        Err(source) => Err(vhd_core::StorageError {
-            path: path.into(),
-            action: "lock".into(),
-            offset: vhd_core::FileOffset(0),
-            source,
-        }
-        .into()),
+        locked => Ok(!locked.map_err(FileError::when(path, "look whether anybody uses it"))?),
     }
 }

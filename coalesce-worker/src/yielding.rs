@@ -9,12 +9,10 @@ use crate::journal::Journal;
 use crate::record::Record;
 use crate::repository::Repository;
 
-/// How often a merge looks for notes, and who wrote one looks whether the volume is free.
+/// How often a merge looks for notes.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(20);
-/// How often to look before giving up: for five seconds.
-pub(crate) const TRIES: u32 = 250;
-/// How often to look where nobody merges.
-pub(crate) const MOMENT: u32 = 3;
+/// How long to wait for a merge to stop.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where a note to the merge with this journal lies.
 pub(crate) fn note_for(journal: &Path) -> PathBuf {
