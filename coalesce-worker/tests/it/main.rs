@@ -4,5 +4,6 @@
 
 mod coalesce;
 mod collect;
+mod file_systems;
 mod model;
 mod snapshot;
