@@ -32,6 +32,7 @@ mod plan;
 mod record;
 mod repository;
 mod run;
+pub mod size;
 mod snapshot;
 mod socket;
 mod status;
