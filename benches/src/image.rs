@@ -33,6 +33,15 @@ pub fn create_child(path: &Path, parent: &Path) {
     create(path, image.footer().current_size(), kind);
 }
 
+/// Makes an image an inner node.
+///
+/// # Panics
+/// If it cannot be written.
+pub(crate) fn hide(path: &Path) {
+    let mut image = Image::open_writable(path).expect("nobody else has the image open");
+    image.set_hidden(true).expect("the folder has room");
+}
+
 fn create(path: &Path, size: ByteCount, kind: NewKind) {
     create_file(path, &NewImage::new(size, kind), Existing::Replace).expect("the folder has room");
 }

@@ -7,7 +7,7 @@ use vhd_core::{
     BlockIndex, BlockSize, ByteCount, Chain, ChainSource, MAX_VIRTUAL_SIZE, ReadError, Sector, SectorCount, SectorRange,
 };
 
-use crate::image::{create_base, create_child, write_random};
+use crate::image::{create_base, create_child, hide, write_random};
 use crate::random::Random;
 
 /// The length of a scattered write: 4 KiB.
@@ -20,6 +20,10 @@ const WIDE_DISK: ByteCount = ByteCount(8 * GIB);
 const NARROW_DISK: ByteCount = ByteCount(GIB);
 /// Levels that are merged at once.
 const LEVELS: usize = 10;
+/// The disk of the hidden levels, what each of them has written, and the size of one write.
+const LEVELED_DISK: ByteCount = ByteCount(256 << 20);
+const LEVEL: u64 = 8 << 20;
+const PIECE: SectorCount = SectorCount(128);
 /// The depth of the deep chain.
 const DEPTH: usize = 30;
 
@@ -44,11 +48,17 @@ pub enum Shape {
     SingleScattered,
     /// A chain of as many empty images of 2040 GiB, the largest there are.
     Largest,
+    /// A hidden base, as many hidden children of it with 8 MiB each, and a volume.
+    HiddenLevels,
+    /// As many trees: a hidden base, a hidden child with a page of its own, and a volume.
+    Trees,
+    /// Two trees: a hidden base, a hidden child with as many full blocks, and a volume.
+    TwoTrees,
 }
 
 impl Shape {
     /// All, with their names on the command line.
-    pub const NAMED: [(&str, Self); 9] = [
+    pub const NAMED: [(&str, Self); 12] = [
         ("scattered-new", Self::ScatteredNew),
         ("scattered-existing", Self::ScatteredExisting),
         ("full-blocks", Self::FullBlocks),
@@ -58,6 +68,9 @@ impl Shape {
         ("single-full", Self::SingleFull),
         ("single-scattered", Self::SingleScattered),
         ("largest", Self::Largest),
+        ("hidden-levels", Self::HiddenLevels),
+        ("trees", Self::Trees),
+        ("two-trees", Self::TwoTrees),
     ];
 
     /// Makes it in a folder and names its images, base first.
@@ -98,8 +111,48 @@ impl Shape {
             }
             Self::SingleScattered => layered_on(folder, WIDE_DISK, 1, count),
             Self::Largest => stack(folder, MAX_VIRTUAL_SIZE, count),
+            Self::HiddenLevels => {
+                let paths = tree(folder, "", LEVELED_DISK, count + 2);
+                for (level, path) in paths[1..=count].iter().enumerate() {
+                    write_random(path, &pieces(LEVELED_DISK, LEVEL / PIECE.bytes().0, level as u64), level as u64);
+                }
+                paths
+            }
+            Self::Trees => (0..count)
+                .flat_map(|number| {
+                    let paths = tree(folder, &format!("{number:05}-"), ByteCount(4 << 20), 3);
+                    let page = SectorRange::new(Sector(number as u64 % 1000 * PAGE.0), PAGE);
+                    write_random(&paths[1], &[page], number as u64);
+                    paths
+                })
+                .collect(),
+            Self::TwoTrees => ["a", "b"]
+                .iter()
+                .flat_map(|name| {
+                    let paths = tree(folder, name, blocks(count), 3);
+                    write_random(&paths[1], &full_blocks(count), 1);
+                    paths
+                })
+                .collect(),
         }
     }
+}
+
+/// Makes a chain of empty images whose names start with `prefix`, all but the newest hidden; names them base first.
+fn tree(folder: &Path, prefix: &str, size: ByteCount, depth: usize) -> Vec<PathBuf> {
+    let paths: Vec<PathBuf> = (0..depth).map(|level| folder.join(format!("{prefix}{level:02}.vhd"))).collect();
+    create_base(&paths[0], size);
+    for pair in paths.windows(2) {
+        create_child(&pair[1], &pair[0]);
+        hide(&pair[0]);
+    }
+    paths
+}
+
+/// Chooses as many different pieces of a disk.
+fn pieces(size: ByteCount, count: u64, seed: u64) -> Vec<SectorRange> {
+    let pages = scattered(ByteCount(size.0 / PIECE.0 * PAGE.0), count as usize, seed);
+    pages.into_iter().map(|page| SectorRange::new(Sector(page.start.0 / PAGE.0 * PIECE.0), PIECE)).collect()
 }
 
 /// Makes a chain of `depth` images over a disk of 1 GiB that share out `writes` scattered writes; names them base first.

@@ -4,18 +4,20 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use uuid::Uuid;
-use vhd_core::{ByteCount, FileError, Image, Layer, Sector};
+use vhd_core::{ByteCount, FileError, FileStorage, Image, Layer, Sector};
 
 use crate::error::CoalesceError;
 use crate::finish::{Finish, Finished};
 use crate::journal::Journal;
 use crate::merge::{Merge, MergeError, MergeOptions, Moved};
-use crate::plan::Plan;
+use crate::plan::{Plan, Unit};
 use crate::record::{Direction, MergeIntent, Record, Stamp};
 use crate::repository::{Repository, StructureLock};
 use crate::run::{LockedRun, Neighbours, Run, is_free, open_child};
+use crate::steps::{self, Steps};
 use crate::target::Target;
 use crate::yielding;
 
@@ -52,6 +54,8 @@ pub struct Outcome {
     pub target: PathBuf,
     /// What was moved.
     pub moved: Moved,
+    /// Data that a merge of the same run had moved before it was interrupted.
+    pub resumed: ByteCount,
     /// Images that have another parent now.
     pub relinked: Vec<PathBuf>,
     /// Files that are gone.
@@ -165,10 +169,12 @@ impl<'a> Coalesce<'a> {
     /// open. Whoever opens the repository after a crash does what is left to do after the merge, and a merge of the same
     /// run goes on at the last checkpoint.
     pub fn execute(self, options: &MergeOptions<'_>) -> Result<Outcome, CoalesceError> {
+        let resumed = self.resumed_data();
         let Self { repository, run, locked, plan, intent, interrupted, superseded, .. } = self;
         let LockedRun { mut target, sources: locks } = locked;
         let from = interrupted.as_ref().map_or(Sector(0), |interrupted| interrupted.from);
-        check_space(&plan, &target, from)?;
+        let units = &plan.units()[plan.units().partition_point(|unit| unit.sectors.end <= from)..];
+        let steps = choose_steps(repository, &run, &plan, units, &target, &locks, intent.keep)?;
         let structure = repository.lock_structure()?;
         for journal in superseded {
             journal.remove()?;
@@ -178,25 +184,8 @@ impl<'a> Coalesce<'a> {
             None => Journal::begin(&repository.state(), &Record::Merge(intent.clone()))?,
         };
         drop(structure);
-        let yield_note = yielding::note_for(journal.path());
-        let _ = fs::remove_file(&yield_note);
-
-        let merged: Result<Moved, CoalesceError> = (|| {
-            if intent.direction == Direction::Down {
-                target.grow(run.node().size(), run.size_beneath())?;
-            }
-            let merge = Merge {
-                plan: &plan,
-                sources: run.sources(),
-                target: &target,
-                before: run.target(),
-                options,
-                from,
-                yield_note: &yield_note,
-            };
-            Ok(merge.run(&mut |sector| journal.append(&Record::Checkpoint { sector: sector.0 }))?)
-        })();
-        let moved = match merged {
+        let work = Moving { run: &run, plan: &plan, units, steps, options };
+        let moved = match work.run(&mut target, &mut journal, repository) {
             Ok(moved) => moved,
             Err(error) => {
                 // What has been written does no harm, and the target gets its footer back. The first error is the one to tell.
@@ -209,17 +198,64 @@ impl<'a> Coalesce<'a> {
         };
         journal.append(&Record::Merged)?;
         let structure = repository.lock_structure()?;
-        let mut outcome = Outcome {
-            target: target.container().path().into(),
-            moved,
-            relinked: Vec::new(),
-            deleted: Vec::new(),
-            waits_for: None,
-        };
         let finish = Finish { repository, intent: &intent, relinked: BTreeSet::new(), target, locks };
         let Finished { target, relinked, deleted, waits_for } = finish.run(journal, &structure)?;
-        (outcome.target, outcome.relinked, outcome.deleted, outcome.waits_for) = (target, relinked, deleted, waits_for);
-        Ok(outcome)
+        Ok(Outcome { target, moved, resumed, relinked, deleted, waits_for })
+    }
+}
+
+/// The part of a merge in which data moves.
+struct Moving<'a> {
+    run: &'a Run,
+    plan: &'a Plan,
+    units: &'a [Unit],
+    /// Where not everything fits.
+    steps: Option<Steps>,
+    options: &'a MergeOptions<'a>,
+}
+
+impl Moving<'_> {
+    fn run(
+        mut self,
+        target: &mut Target,
+        journal: &mut Journal,
+        repository: &Repository,
+    ) -> Result<Moved, CoalesceError> {
+        let yield_note = yielding::note_for(journal.path());
+        let _ = fs::remove_file(&yield_note);
+        if self.run.direction() == Direction::Down {
+            target.grow(self.run.node().size(), self.run.size_beneath())?;
+        }
+        if let Some(steps) = &self.steps {
+            let images = steps.held().iter().map(|path| repository.relative(path)).collect();
+            journal.append(&Record::Holds { images })?;
+        }
+        let mut moved = Moved::default();
+        let mut left = self.units;
+        loop {
+            let count = match &self.steps {
+                Some(_) => steps::fitting(left, self.plan, target.container().path())?,
+                None => left.len(),
+            };
+            let (now, later) = left.split_at(count);
+            let merge = Merge {
+                plan: self.plan,
+                units: now,
+                sources: self.run.sources(),
+                target,
+                before: self.run.target(),
+                options: self.options,
+                moved_before: moved.data,
+                yield_note: &yield_note,
+            };
+            let step = merge.run(&mut |sector| journal.append(&Record::Checkpoint { sector: sector.0 }))?;
+            moved.data = step.data;
+            moved.by += step.by;
+            left = later;
+            let (Some(steps), Some(next)) = (&mut self.steps, later.first()) else { return Ok(moved) };
+            journal.append(&Record::Checkpoint { sector: next.sectors.start.0 })?;
+            steps.release(next.sectors.start)?;
+        }
     }
 }
 
@@ -236,17 +272,28 @@ pub(crate) fn free_space(path: &Path) -> Result<ByteCount, FileError> {
     Ok(ByteCount(stat.f_bavail * stat.f_frsize))
 }
 
-fn check_space(plan: &Plan, target: &Target, from: Sector) -> Result<(), CoalesceError> {
-    // Of a merge that goes on, some of the space has been taken already.
-    if target.container().has_fixed_size() || from > Sector(0) {
-        return Ok(());
+/// Finds whether everything fits into the free space; where it does not, makes ready to merge in steps.
+fn choose_steps(
+    repository: &Repository,
+    run: &Run,
+    plan: &Plan,
+    units: &[Unit],
+    target: &Target,
+    locks: &[Arc<FileStorage>],
+    keep: bool,
+) -> Result<Option<Steps>, CoalesceError> {
+    if target.container().has_fixed_size() {
+        return Ok(None);
     }
     let path = target.container().path();
-    let free = free_space(path)?;
-    if free < plan.space_needed {
-        return Err(CoalesceError::NoSpace { path: path.into(), needed: plan.space_needed, free });
+    let (needed, free) = (steps::space_needed(units, plan), free_space(path)?);
+    if needed <= free {
+        return Ok(None);
     }
-    Ok(())
+    steps::fitting(units, plan, path)?;
+    // What is to be kept is not to lose blocks.
+    let steps = if keep { None } else { Steps::begin(repository, run, run.direction(), locks)? };
+    steps.map(Some).ok_or_else(|| CoalesceError::NoSpace { path: path.into(), needed, free })
 }
 
 /// Looks for a merge of just this run that was interrupted, and for those of other runs with images of it.

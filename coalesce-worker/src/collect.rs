@@ -256,6 +256,7 @@ impl Pass<'_> {
             abort,
             method: *method,
             detect_zeroes: *detect_zeroes,
+            checkpoint_every: None,
         })?;
         tracing::info!(target = %outcome.target.display(), bytes = outcome.moved.data.0, deleted = outcome.deleted.len(), "merged");
         if let Some(handle) = handle {
@@ -269,8 +270,7 @@ impl CoalesceError {
     /// Tells whether trying again later may help without anybody doing anything about it.
     fn passes(&self) -> bool {
         let stopped = matches!(self, Self::Merge(MergeError::Aborted(_) | MergeError::Yielded));
-        stopped
-            || self.is_busy()
-            || matches!(self, Self::NoSpace { .. } | Self::Changed { .. } | Self::OtherChild { .. })
+        let no_space = matches!(self, Self::NoSpace { .. }) || self.is_out_of_space();
+        stopped || no_space || self.is_busy() || matches!(self, Self::Changed { .. } | Self::OtherChild { .. })
     }
 }

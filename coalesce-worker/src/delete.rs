@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use vhd_core::{
     FileError, FolderError, Image, MetadataError, OpenError, ReadWrite, StorageError, folder_of, sync_folder,
@@ -11,6 +12,7 @@ use vhd_core::{
 use crate::journal::Journal;
 use crate::record::{FileId, Record};
 use crate::repository::{Repository, StructureLock};
+use crate::yielding::{self, YieldRequest};
 
 /// What became of a deleted volume's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,19 +102,18 @@ impl Repository {
     /// Opens a volume for writing. A merge that holds it is asked to let go.
     pub(crate) fn claim(&self, volume: &Path) -> Result<Image<ReadWrite>, OpenError> {
         let mut request = None;
-        for _ in 0..crate::yielding::TRIES {
+        let start = Instant::now();
+        loop {
             match Image::open_writable(volume) {
-                Err(error) if is_busy(&error) => match &mut request {
-                    Some(_) => std::thread::sleep(crate::yielding::INTERVAL),
-                    None => match crate::yielding::YieldRequest::to_whoever_merges(self, volume) {
-                        Some(made) => request = Some(made),
-                        None => return Err(error),
-                    },
-                },
+                Err(error) if is_busy(&error) && start.elapsed() < yielding::PATIENCE => {
+                    request = request.or_else(|| YieldRequest::to_whoever_merges(self, volume));
+                    if request.is_none() {
+                        return Err(error);
+                    }
+                }
                 opened => return opened,
             }
         }
-        Image::open_writable(volume)
     }
 }
 

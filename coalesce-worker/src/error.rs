@@ -133,6 +133,14 @@ impl CoalesceError {
         }
     }
 
+    /// Tells whether the file system was full when something was to be written.
+    pub(crate) fn is_out_of_space(&self) -> bool {
+        let causes = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
+        causes
+            .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+            .any(|error| error.kind() == std::io::ErrorKind::StorageFull)
+    }
+
     /// Tells whether trying again cannot help, because the run is no longer one that can be merged.
     pub(crate) fn is_final(&self) -> bool {
         matches!(

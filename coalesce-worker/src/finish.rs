@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use uuid::Uuid;
 use vhd_core::{ByteCount, FileError, FileStorage, HeaderChange, Image, ParentLink, ReadWrite, folder_of, sync_folder};
@@ -26,7 +27,7 @@ pub(crate) struct Finish<'a> {
     pub(crate) relinked: BTreeSet<PathBuf>,
     pub(crate) target: Target,
     /// The locks on the sources.
-    pub(crate) locks: Vec<FileStorage>,
+    pub(crate) locks: Vec<Arc<FileStorage>>,
 }
 
 /// What was done.

@@ -39,6 +39,7 @@ pub mod size;
 mod snapshot;
 mod socket;
 mod status;
+mod steps;
 mod survey;
 mod target;
 mod transfer;

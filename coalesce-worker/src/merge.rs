@@ -67,6 +67,9 @@ pub struct MergeOptions<'a> {
     pub method: CopyMethod,
     /// Turns blocks of 4 KiB that hold but zeros into holes.
     pub detect_zeroes: bool,
+    /// The least that is moved between two checkpoints; `None` stands for a part of what there is to move, as large as the
+    /// disk is fast.
+    pub checkpoint_every: Option<ByteCount>,
 }
 
 /// What a merge did.
@@ -76,8 +79,6 @@ pub struct Moved {
     pub data: ByteCount,
     /// By which means.
     pub by: Transferred,
-    /// Data that an interrupted merge had moved already.
-    pub resumed: ByteCount,
 }
 
 /// One merge: from where to where.
@@ -88,8 +89,10 @@ pub(crate) struct Merge<'a> {
     /// The target as it was when the merge was planned.
     pub(crate) before: &'a Layer,
     pub(crate) options: &'a MergeOptions<'a>,
-    /// What lies before this has been merged already.
-    pub(crate) from: Sector,
+    /// The units of the plan that are to be merged now.
+    pub(crate) units: &'a [Unit],
+    /// Data that has been moved before these.
+    pub(crate) moved_before: ByteCount,
     /// While this file exists, somebody waits for the merge to stop.
     pub(crate) yield_note: &'a Path,
 }
@@ -110,9 +113,9 @@ impl Merge<'_> {
     ) -> Result<Moved, MergeError> {
         let work = Work {
             merge: self,
-            units: Units::new(self.plan.units(), self.from, self.options),
+            units: Units::new(self.units, self.options),
             transfer: Transfer::new(self.options.method, self.options.detect_zeroes),
-            moved: AtomicU64::new(0),
+            moved: AtomicU64::new(self.moved_before.0),
             by: Mutex::default(),
         };
         std::thread::scope(|scope| {
@@ -129,9 +132,9 @@ impl Merge<'_> {
             cause.map_or(Ok(()), Err)
         })?;
         self.target.settle()?;
-        let Work { units, moved, by, .. } = work;
+        let Work { moved, by, .. } = work;
         let by = by.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(Moved { data: ByteCount(moved.into_inner()), by, resumed: units.resumed() })
+        Ok(Moved { data: ByteCount(moved.into_inner()), by })
     }
 }
 

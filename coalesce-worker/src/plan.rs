@@ -28,6 +28,8 @@ pub struct Unit {
     pub new_blocks: Vec<BlockIndex>,
     /// The data that moves.
     pub data: ByteCount,
+    /// Space that its new blocks take at least.
+    pub space_needed: ByteCount,
     /// What moves, in the order of the disk; `None` where the plan grew too large to keep it.
     pub(crate) extents: Option<Box<[ChainExtent]>>,
 }
@@ -83,7 +85,8 @@ impl Plan {
                 let extents = moving_extents(sources, holder, direction, sectors, zeros_end)?;
                 let (share, new_blocks) = Share::of(&extents, target);
                 let room = kept.fetch_add(extents.len(), Ordering::Relaxed) < KEPT_EXTENTS;
-                Ok((Unit { sectors, new_blocks, data: share.data, extents: room.then(|| extents.into()) }, share))
+                let (data, space_needed) = (share.data, share.pages_of_new_blocks);
+                Ok((Unit { sectors, new_blocks, data, space_needed, extents: room.then(|| extents.into()) }, share))
             })
             .collect::<Result<_, ReadError>>()?;
 

@@ -22,6 +22,8 @@ pub(crate) enum Record {
     Merge(MergeIntent),
     /// Everything before this sector has been merged, durably.
     Checkpoint { sector: u64 },
+    /// Images above the run that are locked meanwhile, because blocks are taken out of the sources.
+    Holds { images: Vec<PathBuf> },
     /// Everything has been merged, durably.
     Merged,
     /// The header of an image is about to change.

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use uuid::Uuid;
-use vhd_core::{ByteCount, FileError, FileStorage, Files, Folder, Image, Layer, Lock, OpenError, ReadError, folder_of};
+use vhd_core::{ByteCount, FileError, FileStorage, Files, Folder, Image, Layer, Lock, ReadError, folder_of};
 
 use crate::coalesce::Request;
 use crate::delete::is_busy;
@@ -77,6 +78,11 @@ impl Run {
         &self.layers[0]
     }
 
+    /// Which way its data moves.
+    pub(crate) fn direction(&self) -> Direction {
+        self.direction
+    }
+
     /// The size of what lies beneath the run, or zero.
     pub(crate) fn size_beneath(&self) -> ByteCount {
         self.beneath.as_ref().map_or(ByteCount(0), Layer::size)
@@ -117,7 +123,7 @@ impl Run {
             Layer::Vhd(image) => Target::open_vhd(image.path())?,
             Layer::Raw(disk) => Target::open_raw(disk.container().path())?,
         };
-        let lock = |layer: &Layer| lock_source(layer.path());
+        let lock = |layer: &Layer| lock_source(layer.path()).map(Arc::new);
         let sources = self.sources().iter().map(lock).collect::<Result<_, _>>()?;
         Ok(LockedRun { target, sources })
     }
@@ -127,7 +133,7 @@ impl Run {
 #[derive(Debug)]
 pub(crate) struct LockedRun {
     pub(crate) target: Target,
-    pub(crate) sources: Vec<FileStorage>,
+    pub(crate) sources: Vec<Arc<FileStorage>>,
 }
 
 /// Locks an image that is only read.
@@ -217,18 +223,10 @@ pub(crate) fn open_child(
     Ok(Some(child))
 }
 
-/// Tells whether an image is free: nobody has locked it now.
-pub(crate) fn is_free(path: &Path) -> Result<bool, OpenError> {
-    match FileStorage::open(path, Lock::Exclusive) {
-        Ok(_) => Ok(true),
+/// Tells whether an image is free: nobody has locked it now, or it is gone.
+pub(crate) fn is_free(path: &Path) -> Result<bool, FileError> {
+    match FileStorage::is_locked(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-        Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => Ok(false),
-        Err(source) => Err(vhd_core::StorageError {
-            path: path.into(),
-            action: "lock".into(),
-            offset: vhd_core::FileOffset(0),
-            source,
-        }
-        .into()),
+        locked => Ok(!locked.map_err(FileError::when(path, "look whether anybody uses it"))?),
     }
 }

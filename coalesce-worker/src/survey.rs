@@ -15,6 +15,7 @@ use crate::record::{Direction, MergeIntent};
 use crate::repository::Repository;
 use crate::run::{Run, is_free};
 use crate::status::{Isolated, Scan, Waiting};
+use crate::steps::{can_release, fitting};
 
 pub(crate) use forest::Forest;
 use tree::{Candidate, Choices};
@@ -57,6 +58,8 @@ pub struct PlannedRun {
     pub bytes_written: ByteCount,
     /// Space that this takes at least.
     pub space_needed: ByteCount,
+    /// Where that is not there: whether it can be merged in steps, each of which gives space back.
+    pub fits_in_steps: bool,
 }
 
 impl PlannedRun {
@@ -192,7 +195,7 @@ fn plan(
             if begun(&choice, direction) {
                 return Some(Ok(run));
             }
-            if run.space_needed > free {
+            if run.space_needed > free && !run.fits_in_steps {
                 let missing = run.space_needed.0 - free.0;
                 let reason =
                     format!("needs {} bytes of space, {free} are free: {missing} are missing", run.space_needed);
@@ -210,7 +213,9 @@ fn plan(
 fn plan_one(repository: &Repository, choice: &Choices, direction: Direction) -> Result<PlannedRun, CoalesceError> {
     let (node, into) = (&choice.images[0], &choice.images[choice.images.len() - 1]);
     let request = Request { node: node.clone(), into: Some(into.clone()), direction, keep: false };
-    let plan = Run::open(repository, node, &request)?.plan()?;
+    let run = Run::open(repository, node, &request)?;
+    let plan = run.plan()?;
+    let fits_in_steps = can_release(&run, direction) && fitting(plan.units(), &plan, run.target().path()).is_ok();
     Ok(PlannedRun {
         node: node.clone(),
         into: into.clone(),
@@ -219,6 +224,7 @@ fn plan_one(repository: &Repository, choice: &Choices, direction: Direction) -> 
         data: plan.data,
         bytes_written: plan.bytes_written(),
         space_needed: plan.space_needed,
+        fits_in_steps,
     })
 }
 

@@ -9,10 +9,10 @@ use crate::journal::Journal;
 use crate::record::Record;
 use crate::repository::Repository;
 
-/// How often a merge looks for notes, and who wrote one looks whether the volume is free.
+/// How often a merge looks for notes.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(20);
-/// How often to look before giving up: for five seconds.
-pub(crate) const TRIES: u32 = 250;
+/// How long to wait for a merge to stop.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where a note to the merge with this journal lies.
 pub(crate) fn note_for(journal: &Path) -> PathBuf {
@@ -28,11 +28,12 @@ impl YieldRequest {
     pub(crate) fn to_whoever_merges(repository: &Repository, volume: &Path) -> Option<Self> {
         let merges = |journal: &PathBuf| {
             let records = Journal::peek(journal).unwrap_or_default();
-            let intent = records.first().and_then(|first| match first {
-                Record::Merge(intent) => Some(intent),
-                _ => None,
-            });
-            intent.is_some_and(|intent| intent.files().any(|file| repository.absolute(&file.path) == volume))
+            let is_it = |path: &PathBuf| repository.absolute(path) == volume;
+            records.iter().any(|record| match record {
+                Record::Merge(intent) => intent.files().any(|file| is_it(&file.path)),
+                Record::Holds { images } => images.iter().any(is_it),
+                _ => false,
+            })
         };
         let journal = Journal::list(&repository.state()).ok()?.into_iter().find(merges)?;
         let note = note_for(&journal);

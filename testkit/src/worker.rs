@@ -28,6 +28,7 @@ pub fn with_options<T>(progress: &(dyn Fn(ByteCount) + Sync), work: impl FnOnce(
         abort: &abort,
         method: CopyMethod::Auto,
         detect_zeroes: false,
+        checkpoint_every: None,
     })
 }
 

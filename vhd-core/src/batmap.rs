@@ -201,7 +201,7 @@ impl Batmap {
         Ok(())
     }
 
-    /// Sets the bits of blocks that are full on disk, rewriting the map's sectors that change and then the header.
+    /// Sets the bits of blocks, sorted, that are full on disk, rewriting the map's sectors that change and then the header.
     ///
     /// A map whose checksum is wrong is made anew: `is_full` then answers for every block. Not synced.
     ///
@@ -212,6 +212,28 @@ impl Batmap {
         container: &Container,
         full: &[BlockIndex],
         entries: u32,
+        is_full: impl FnMut(BlockIndex) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        self.change(container, full, true, entries, is_full)
+    }
+
+    /// As [`mark_full`](Self::mark_full), for blocks that no longer are.
+    pub(crate) fn clear<E: From<StorageError>>(
+        &mut self,
+        container: &Container,
+        blocks: &[BlockIndex],
+        entries: u32,
+        is_full: impl FnMut(BlockIndex) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        self.change(container, blocks, false, entries, is_full)
+    }
+
+    fn change<E: From<StorageError>>(
+        &mut self,
+        container: &Container,
+        blocks: &[BlockIndex],
+        set: bool,
+        entries: u32,
         mut is_full: impl FnMut(BlockIndex) -> Result<bool, E>,
     ) -> Result<(), E> {
         // A checksum of part of the map will not do: what is added to must be all ours.
@@ -219,7 +241,7 @@ impl Batmap {
             self.rebuild(container, entries, &mut is_full)?;
         } else {
             let mut checksum = self.checksum();
-            for group in full.chunk_by(|a, b| a.0 / BLOCKS_PER_SECTOR == b.0 / BLOCKS_PER_SECTOR) {
+            for group in blocks.chunk_by(|a, b| a.0 / BLOCKS_PER_SECTOR == b.0 / BLOCKS_PER_SECTOR) {
                 let at = ByteCount(u64::from(group[0].0 / BLOCKS_PER_SECTOR) * 512);
                 if at >= self.map_size() {
                     continue;
@@ -228,7 +250,8 @@ impl Batmap {
                 let before = self.sum(&sector);
                 for block in group {
                     let bit = block.0 % BLOCKS_PER_SECTOR;
-                    sector[(bit / 8) as usize] |= 0x80 >> (bit % 8);
+                    let (byte, mask) = (&mut sector[(bit / 8) as usize], 0x80 >> (bit % 8));
+                    *byte = if set { *byte | mask } else { *byte & !mask };
                 }
                 checksum = !(!checksum).wrapping_sub(before).wrapping_add(self.sum(&sector));
                 container.write_at(&sector, self.map_offset() + at)?;
@@ -289,6 +312,9 @@ mod tests {
         batmap.mark_full(&container, &[BlockIndex(9), BlockIndex(10)], 5000, never).unwrap();
         assert!(batmap.is_intact(&container).unwrap());
         assert_eq!(set_bits(&batmap, &container, 5000), [0, 9, 10, 4999]);
+        batmap.clear(&container, &[BlockIndex(9), BlockIndex(11)], 5000, never).unwrap();
+        assert!(batmap.is_intact(&container).unwrap());
+        assert_eq!(set_bits(&batmap, &container, 5000), [0, 10, 4999]);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 mod allocate;
 mod flush;
+mod release;
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -1,5 +1,6 @@
 //! Disks that are only read: VHD chains, and raw files where a command takes them.
 
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,8 +15,16 @@ use vhd_core::{
 pub(crate) const CHUNK: SectorCount = SectorCount(2048);
 
 /// Opens a VHD and its parents, or a raw file: one that shows no footer and is not called `*.vhd`.
+///
+/// Where nobody else has it locked, it is locked against whoever would take away what it reads.
 pub(crate) fn open(path: &Path, options: &ChainOptions) -> Result<Chain, ChainError> {
-    match Chain::open(path, options) {
+    let chain = match Chain::open_locked(path, options, Lock::Shared) {
+        Err(ChainError::Open(OpenError::Storage(error))) if error.source.kind() == io::ErrorKind::ResourceBusy => {
+            Chain::open(path, options)
+        }
+        chain => chain,
+    };
+    match chain {
         // Only where there is no trace of a footer. A damaged VHD must not be taken for the disk that it holds.
         Err(ChainError::Open(OpenError::Footer { source: FooterError::Cookie { .. }, .. })) if !is_named_vhd(path) => {
             Ok(Chain::from_layers(vec![Layer::Raw(open_raw(path)?)]))

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vhd_core::{ByteCount, FileError, Sector, WriteError};
+use vhd_core::{FileError, Sector, WriteError};
 
 use super::{Merge, MergeError, MergeOptions};
 use crate::abort::Abort;
@@ -32,7 +32,6 @@ pub(super) struct Units<'a> {
     /// The unit that each worker is at; those before the least of them have been moved.
     at: Vec<AtomicUsize>,
     abort: Abort,
-    first: usize,
 }
 
 struct Queue {
@@ -43,17 +42,15 @@ struct Queue {
 }
 
 impl<'a> Units<'a> {
-    pub(super) fn new(units: &'a [Unit], from: Sector, options: &MergeOptions<'_>) -> Self {
-        let first = units.partition_point(|unit| unit.sectors.end <= from);
+    pub(super) fn new(units: &'a [Unit], options: &MergeOptions<'_>) -> Self {
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let workers = options.threads.map_or_else(cores, NonZeroUsize::get).min((units.len() - first).max(1));
+        let workers = options.threads.map_or_else(cores, NonZeroUsize::get).min(units.len().max(1));
         Self {
             units,
-            queue: Mutex::new(Queue { next: first, reserved: first, working: workers }),
+            queue: Mutex::new(Queue { next: 0, reserved: 0, working: workers }),
             left: Condvar::new(),
-            at: (0..workers).map(|_| AtomicUsize::new(first)).collect(),
+            at: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
             abort: options.abort.child(),
-            first,
         }
     }
 
@@ -68,11 +65,6 @@ impl<'a> Units<'a> {
     /// Stops the workers, when one has failed or somebody outside says so.
     pub(super) fn abort(&self) -> &Abort {
         &self.abort
-    }
-
-    /// The data of the units that need not be moved again.
-    pub(super) fn resumed(&self) -> ByteCount {
-        self.units[..self.first].iter().map(|unit| unit.data).fold(ByteCount(0), |sum, data| sum + data)
     }
 
     /// Hands out the next unit, its blocks reserved.
@@ -114,8 +106,10 @@ impl<'a> Units<'a> {
         moved: &AtomicU64,
         checkpoint: &mut (dyn FnMut(Sector) -> Result<(), FileError> + Send),
     ) -> Result<(), MergeError> {
-        let (mut recorded, mut recorded_data) = (self.first, 0);
-        let mut step = (merge.plan.data.0 / CHECKPOINTS).clamp(SMALLEST_STEP, LARGEST_STEP);
+        let (mut recorded, mut recorded_data) = (0, merge.moved_before.0);
+        let given = merge.options.checkpoint_every.map(|step| step.0);
+        let largest = (merge.plan.data.0 / CHECKPOINTS).clamp(SMALLEST_STEP, LARGEST_STEP);
+        let mut step = given.unwrap_or(largest);
         loop {
             let queue = self.queue();
             let (queue, _) = self
@@ -131,7 +125,7 @@ impl<'a> Units<'a> {
                 return Err(MergeError::Yielded);
             }
             let (done, data) = (self.done(), moved.load(Ordering::Relaxed));
-            if self.abort.is_aborted() || done <= recorded || data < recorded_data + step {
+            if self.abort.is_aborted() || done <= recorded || data < recorded_data.saturating_add(step) {
                 continue;
             }
             let start = Instant::now();
@@ -145,10 +139,9 @@ impl<'a> Units<'a> {
             }
             (recorded, recorded_data) = (done, data);
             step = match start.elapsed() {
+                _ if given.is_some() => step,
                 taken if taken > LONGEST_SYNC => (step / 2).max(SMALLEST_STEP),
-                taken if taken < LONGEST_SYNC / 4 => {
-                    (step * 2).min((merge.plan.data.0 / CHECKPOINTS).max(SMALLEST_STEP))
-                }
+                taken if taken < LONGEST_SYNC / 4 => (step * 2).min(largest),
                 _ => step,
             };
         }

@@ -7,16 +7,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vhd_core::{ByteCount, Container, FileError, FileStorage, Image, OpenError, sync_folder};
+use vhd_core::{ByteCount, Container, FileError, FileStorage, Header, Image, Lock, OpenError, ReadOnly, sync_folder};
 
 use super::{Repository, StructureLock};
-use crate::coalesce::reopen_target;
+use crate::coalesce::{Request, reopen_target};
 use crate::delete::DeleteError;
 use crate::error::CoalesceError;
 use crate::finish::{Finish, remove_obsolete};
 use crate::journal::Journal;
 use crate::record::{Direction, FileId, HeaderRecord, MergeIntent, Record};
-use crate::run::lock_source;
+use crate::run::{Run, lock_source};
 use crate::snapshot::SnapshotError;
 use crate::target::Target;
 
@@ -151,7 +151,10 @@ impl Repository {
         let target_path = self.absolute(&intent.target.path);
         let is_there = |file: &FileId| file.is_at(&self.absolute(&file.path));
         if !records.contains(&Record::Merged) {
-            mend_tail(&target_path, intent)?;
+            for source in &intent.sources {
+                mend(&self.absolute(&source.path), None)?;
+            }
+            mend(&target_path, Some(intent))?;
             if intent.files().all(is_there) {
                 return Ok(Outcome::Interrupted(self.absolute(&intent.node().path)));
             }
@@ -197,7 +200,7 @@ impl Repository {
                 Err(error) if error.source.kind() == io::ErrorKind::ResourceBusy => {
                     return Ok(Outcome::in_use(error.path));
                 }
-                lock => locks.push(lock?),
+                lock => locks.push(Arc::new(lock?)),
             }
         }
         if !intent.node_is_unchanged(&self.absolute(&intent.node().path)) {
@@ -209,9 +212,27 @@ impl Repository {
             journal.remove()?;
             return Ok(Outcome::Finished);
         }
+        if intent.direction == Direction::Up && !self.holds_everything(intent)? {
+            // Whoever took something out of the target since cannot have known of the merge.
+            target.close()?;
+            journal.remove()?;
+            return Ok(Outcome::Finished);
+        }
         let finish = Finish { repository: self, intent, relinked, target, locks };
         let waits_for = finish.run(journal, structure)?.waits_for;
         Ok(waits_for.map_or(Outcome::Finished, Outcome::in_use))
+    }
+
+    /// Tells whether the target of a merge up still holds all that the images below it do, or needs them no more.
+    fn holds_everything(&self, intent: &MergeIntent) -> Result<bool, CoalesceError> {
+        let node = self.absolute(&intent.target.path);
+        let parent = Image::<ReadOnly>::open(&node, Lock::None)?.header().map(Header::parent_unique_id);
+        if parent != intent.sources.first().map(|source| source.unique_id) {
+            return Ok(true);
+        }
+        let into = intent.sources.last().map(|lowest| self.absolute(&lowest.path));
+        let request = Request { node: node.clone(), into, direction: Direction::Up, keep: false };
+        Ok(Run::open(self, &node, &request)?.plan()?.is_empty())
     }
 
     /// Finishes the change of a header; gives the image where somebody uses it.
@@ -283,9 +304,10 @@ fn headers(records: &[Record]) -> impl DoubleEndedIterator<Item = &HeaderRecord>
     })
 }
 
-/// Takes from the target of an interrupted merge what nothing refers to, and gives it its end footer back.
-fn mend_tail(path: &Path, intent: &MergeIntent) -> Result<(), CoalesceError> {
-    if intent.target.unique_id.is_nil() {
+/// Mends what an interrupted merge may leave unsightly in an image that nobody uses: a batmap whose two parts do not go
+/// together; in the target, also space that nothing refers to, and no footer at the end.
+fn mend(path: &Path, target_of: Option<&MergeIntent>) -> Result<(), CoalesceError> {
+    if target_of.is_some_and(|intent| intent.target.unique_id.is_nil()) {
         return Ok(());
     }
     let storage = match FileStorage::open_writable(path) {
@@ -293,13 +315,18 @@ fn mend_tail(path: &Path, intent: &MergeIntent) -> Result<(), CoalesceError> {
         storage => storage.map_err(FileError::when(path, "open it"))?,
     };
     let container = Container::new(path, Arc::new(storage));
-    let image = match Image::writable_from_container(container.clone()) {
+    let image = match (Image::writable_from_container(container.clone()), target_of) {
         // A fixed disk that was to grow, and has no footer where its file now ends.
-        Err(OpenError::Footer { .. }) => {
+        (Err(OpenError::Footer { .. }), Some(intent)) => {
             vhd_core::cut_to_footer(&container, ByteCount(intent.target_length))?;
             Image::writable_from_container(container)
         }
-        image => image,
+        (image, _) => image,
     };
-    Ok(image?.trim_tail()?)
+    let mut image = image?;
+    image.mend_batmap()?;
+    if target_of.is_some() {
+        image.trim_tail()?;
+    }
+    Ok(())
 }

@@ -217,7 +217,8 @@ fn what_does_not_fit_is_refused_with_the_shortfall() {
     fs::remove_file(path("s.vhd")).unwrap();
     fill(&path("v.vhd"), 3..7, 2);
     let before = contents(disk.folder.path());
-    let error = execute(&request(&path("v.vhd"), None)).unwrap_err();
+    let keep = Request { keep: true, ..request(&path("v.vhd"), None) };
+    let error = execute(&keep).unwrap_err();
     let CoalesceError::NoSpace { needed, free, .. } = &error else { panic!("{error}") };
     assert!(needed.0 > 8 << 20 && free < needed, "{error}");
     assert!(contents(disk.folder.path()) == before);

@@ -127,3 +127,58 @@ fn the_cheaper_direction_is_taken() {
         assert!(!Image::open(&volume, vhd_core::Lock::None).unwrap().is_differencing());
     }
 }
+
+/// There is space for a part of what is to be merged, and again for a part once that has left its old place.
+#[test]
+fn what_does_not_fit_at_once_is_merged_in_steps() {
+    for (volume_in_use, base_blocks) in [(false, 6), (true, 6)] {
+        let disk = testkit::filesystem::Tmpfs::new(vhd_core::ByteCount(48 << 20));
+        let path = |name: &str| disk.path().join(name);
+        let kind = vhd_core::NewKind::Dynamic { block_size: BlockSize::DEFAULT };
+        let new = vhd_core::NewImage::new(vhd_core::ByteCount(128 << 20), kind);
+        vhd_core::create_file(&path("v.vhd"), &new, vhd_core::Existing::Keep).unwrap();
+        let fill = |name: &str, blocks: std::ops::Range<u64>, tag: u16| {
+            let volume = Volume::open(&path(name), &ChainOptions::default()).unwrap();
+            for block in blocks {
+                let range = SectorRange::new(Sector(block * 4096), SectorCount(4096));
+                volume.write(range, &pattern::fill(range, tag)).unwrap();
+            }
+            volume.close().unwrap();
+        };
+        let repository = open(disk.path());
+        // Neither direction fits: 12 blocks above, 7 MiB free.
+        for (tag, blocks) in [(1, 20..20 + base_blocks), (2, 0..8), (3, 4..10)] {
+            fill("v.vhd", blocks, tag);
+            if tag < 3 {
+                repository.snapshot(&path("v.vhd"), &path("s.vhd")).unwrap();
+                repository.delete(&path("s.vhd")).unwrap();
+            }
+        }
+        let hash = || {
+            testkit::guest_sha256(&vhd_core::Chain::open(&path("v.vhd"), &ChainOptions::default()).unwrap()).unwrap()
+        };
+        let before = hash();
+        let free = || free_space(disk.path());
+        let filler = free() - (5 << 20);
+        fs::write(path("filler"), vec![1; filler as usize]).unwrap();
+        let user = volume_in_use.then(|| Image::open_writable(&path("v.vhd")).unwrap());
+        let collected = collect(disk.path());
+        assert_eq!(hash(), before);
+        if volume_in_use {
+            assert!(collected.merged.is_empty(), "{collected:?}");
+            let reason = &collected.waiting.iter().find(|waiting| waiting.reason.contains("missing")).unwrap().reason;
+            println!("{reason}");
+        } else {
+            assert_eq!(collected.merged.len(), 1, "{collected:?}");
+            assert_eq!(images(disk.path()), 1);
+            let report = vhd_core::check::file(&path("v.vhd")).unwrap();
+            assert!(report.worst() < Some(vhd_core::check::Severity::Warning), "{:?}", report.findings());
+        }
+        drop(user);
+    }
+}
+
+fn free_space(path: &Path) -> u64 {
+    let stat = rustix::fs::statvfs(path).unwrap();
+    stat.f_bavail * stat.f_frsize
+}

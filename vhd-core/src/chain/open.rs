@@ -143,7 +143,17 @@ impl Chain {
     /// # Errors
     /// What [`ChainError`] lists.
     pub fn open(path: &Path, options: &ChainOptions) -> Result<Self, ChainError> {
-        let top = Image::open(path, Lock::None)?;
+        Self::open_locked(path, options, Lock::None)
+    }
+
+    /// As [`open`](Self::open), and holds a lock on the image at the top: as long as it is held, what that reads stays
+    /// where it is.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); a storage error of kind [`ResourceBusy`](std::io::ErrorKind::ResourceBusy) where somebody
+    /// has locked the image against that.
+    pub fn open_locked(path: &Path, options: &ChainOptions, lock: Lock) -> Result<Self, ChainError> {
+        let top = Image::open(path, lock)?;
         let parents = options.open_parents(&top, path)?;
         let mut layers = vec![Layer::Vhd(Box::new(top))];
         layers.extend(parents.into_iter().flat_map(Self::into_layers));

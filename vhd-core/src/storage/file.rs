@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use reflink_copy::ReflinkBlockBuilder;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
@@ -24,6 +25,11 @@ pub enum Lock {
     /// Nobody else may write or rely on the content meanwhile.
     Exclusive,
 }
+
+/// How long to wait for a lock: some are held for a moment only, by who looks whether anybody uses the file, or by a
+/// process that starts another.
+const LOCK_PATIENCE: Duration = Duration::from_millis(30);
+const LOCK_STEP: Duration = Duration::from_millis(2);
 
 /// An open regular file or block device.
 #[derive(Debug)]
@@ -51,23 +57,47 @@ impl FileStorage {
         Self::open_locked(path, true, Lock::Exclusive)
     }
 
+    /// Tells whether anybody has locked the file at `path`, in whatever way.
+    ///
+    /// To find out takes a lock for a moment, which whoever opens the file meanwhile waits for.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn is_locked(path: &Path) -> io::Result<bool> {
+        let file = Self::open_file(path, false)?;
+        match file.file.try_lock() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    fn open_file(path: &Path, write: bool) -> io::Result<Self> {
+        // O_NONBLOCK: a FIFO must be refused, not waited for.
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
+        Self::new(File::options().read(true).write(write).custom_flags(flags).open(path)?)
+    }
+
     fn open_locked(path: &Path, write: bool, lock: Lock) -> io::Result<Self> {
+        let mut patience = LOCK_PATIENCE;
         loop {
-            // O_NONBLOCK: a FIFO must be refused, not waited for.
-            let flags = OFlags::NONBLOCK.bits().cast_signed();
-            let file = File::options().read(true).write(write).custom_flags(flags).open(path)?;
-            let storage = Self::new(file)?;
-            match lock {
+            let storage = Self::open_file(path, write)?;
+            let locked = match lock {
                 Lock::None => return Ok(storage),
                 Lock::Shared => storage.file.try_lock_shared(),
                 Lock::Exclusive => storage.file.try_lock(),
-            }
-            .map_err(|error| match error {
-                TryLockError::WouldBlock => {
-                    io::Error::new(io::ErrorKind::ResourceBusy, "in use by another process (locked)")
+            };
+            match locked {
+                Err(TryLockError::WouldBlock) if !patience.is_zero() => {
+                    std::thread::sleep(LOCK_STEP);
+                    patience = patience.saturating_sub(LOCK_STEP);
+                    continue;
                 }
-                TryLockError::Error(error) => error,
-            })?;
+                Err(TryLockError::WouldBlock) => {
+                    return Err(io::Error::new(io::ErrorKind::ResourceBusy, "in use by another process (locked)"));
+                }
+                locked => locked?,
+            }
             // A snapshot may have put another file at this path before the lock was ours.
             if storage.identity == FileIdentity::at(path)? {
                 return Ok(storage);

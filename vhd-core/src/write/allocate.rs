@@ -103,6 +103,11 @@ impl Image<ReadWrite> {
         Ok(at)
     }
 
+    /// Where a good end footer stands.
+    pub(super) fn end_footer(&self) -> Option<FileOffset> {
+        locked(&self.mode.tail).footer
+    }
+
     /// Tells whether no good footer stands at the end, as after a crash.
     pub(super) fn lacks_end_footer(&self) -> bool {
         locked(&self.mode.tail).footer.is_none()

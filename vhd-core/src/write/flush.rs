@@ -16,7 +16,7 @@ pub(super) struct Durable {
     /// Blocks whose bitmap on disk is full and whose batmap bit has not been set.
     full: Vec<BlockIndex>,
     /// The batmap once it has been changed by us; until then it is as read at opening.
-    batmap: Option<BatmapState>,
+    pub(super) batmap: Option<BatmapState>,
     /// How far the flush came that failed.
     failure: Option<FlushFailure>,
 }
@@ -208,7 +208,7 @@ impl Image<ReadWrite> {
         locked(&self.mode.flushing).batmap = None;
     }
 
-    fn is_full_on_disk(&self, tables: &Tables, block: BlockIndex) -> Result<bool, WriteError> {
+    pub(super) fn is_full_on_disk(&self, tables: &Tables, block: BlockIndex) -> Result<bool, WriteError> {
         let place = match self.published_place(tables, block) {
             Ok(Some(place)) => place,
             Ok(None) | Err(ReadError::Block { .. }) => return Ok(false),

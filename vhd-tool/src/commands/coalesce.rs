@@ -73,6 +73,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
         abort: &abort,
         method: args.moving.copy_method,
         detect_zeroes: args.moving.detect_zeroes,
+        checkpoint_every: None,
     };
     let outcome = coalesce.execute(&options)?;
     progress.finish();

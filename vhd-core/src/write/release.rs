@@ -1,0 +1,83 @@
+//! Giving blocks back: what they held is the parent's affair again.
+
+use std::sync::atomic::Ordering;
+
+use super::{WriteError, locked};
+use crate::batmap::BatmapState;
+use crate::block_size::BlockPlace;
+use crate::format::UNALLOCATED;
+use crate::image::{Image, Tables};
+use crate::units::{BlockIndex, FileOffset};
+use crate::write::ReadWrite;
+
+impl Image<ReadWrite> {
+    /// Takes blocks out of the BAT and gives their space back to the file system: a differencing image then reads them
+    /// from its parent, which must hold the same, durably.
+    ///
+    /// The file does not become shorter. Nobody else may have the image open: who has read its tables would go on reading
+    /// from where the blocks were.
+    ///
+    /// # Errors
+    /// A BAT entry that cannot be; a failed write or sync.
+    ///
+    /// # Crash safety
+    /// The blocks are durably out of the BAT before their space is given back. Of the batmap, see [`mend_batmap`](Self::mend_batmap).
+    pub fn release(&mut self, blocks: &[BlockIndex]) -> Result<(), WriteError> {
+        self.flush()?;
+        let Some(tables) = &self.tables else { return Ok(()) };
+        let mut places = Vec::new();
+        for &block in blocks {
+            places.extend(self.published_place(tables, block)?.map(|place| (block, place)));
+        }
+        places.sort_unstable_by_key(|(block, _)| *block);
+        if places.is_empty() {
+            return Ok(());
+        }
+        self.release_places(tables, &places).inspect_err(|_| self.fail())
+    }
+
+    fn release_places(&self, tables: &Tables, places: &[(BlockIndex, BlockPlace)]) -> Result<(), WriteError> {
+        let mut durable = locked(&self.mode.flushing);
+        let blocks: Vec<BlockIndex> = places.iter().map(|(block, _)| *block).collect();
+        if let BatmapState::Present(batmap) = durable.batmap.get_or_insert_with(|| tables.batmap.clone()) {
+            let is_full = |block| Ok::<_, WriteError>(!blocks.contains(&block) && self.is_full_on_disk(tables, block)?);
+            batmap.clear(&self.container, &blocks, tables.bat.entries(), is_full)?;
+        }
+        let entries: Vec<_> = blocks.iter().map(|&block| (block, UNALLOCATED)).collect();
+        tables.bat.publish(&self.container, &entries)?;
+        self.container.sync()?;
+        let footer = self.end_footer().unwrap_or(FileOffset(tables.file_len().0));
+        for (block, place) in places {
+            if self.mode.shard(*block).remove(block).is_some() {
+                self.mode.states.fetch_sub(1, Ordering::Relaxed);
+            }
+            let size = tables.header.block_size();
+            // The last block may be cut short by the footer.
+            let end = (place.data + size.bytes()).min(footer);
+            if end > place.bitmap {
+                self.container.zero_range(place.bitmap, end - place.bitmap)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the batmap anew where power failed between its two parts.
+    ///
+    /// # Errors
+    /// A failed read, write or sync.
+    ///
+    /// # Crash safety
+    /// Can be repeated.
+    pub fn mend_batmap(&mut self) -> Result<(), WriteError> {
+        let Some(tables) = &self.tables else { return Ok(()) };
+        let mut durable = locked(&self.mode.flushing);
+        if let BatmapState::Present(batmap) = durable.batmap.get_or_insert_with(|| tables.batmap.clone())
+            && !batmap.is_intact(&self.container)?
+        {
+            batmap
+                .mark_full(&self.container, &[], tables.bat.entries(), |block| self.is_full_on_disk(tables, block))?;
+            self.container.sync()?;
+        }
+        Ok(())
+    }
+}
