@@ -46,13 +46,22 @@ pub struct Collected {
     /// Hidden images that nobody needed, and are gone.
     pub deleted: Vec<PathBuf>,
     /// Runs that were merged.
-    pub merged: Vec<Outcome>,
+    pub merged: Vec<Merged>,
     /// What could not be done because of something that passes.
     pub waiting: Vec<Waiting>,
     /// What was left alone because something is wrong with it.
     pub isolated: Vec<Isolated>,
     /// What was tried in vain.
     pub failed: Vec<Failed>,
+}
+
+/// A run that was merged.
+#[derive(Debug)]
+pub struct Merged {
+    /// As it was planned.
+    pub run: PlannedRun,
+    /// What was done.
+    pub outcome: Outcome,
 }
 
 /// A run that could not be merged. Everything reads as before.
@@ -117,11 +126,15 @@ impl Repository {
                 Pass { repository: self, options, done: Mutex::new(Pending::default()), next: AtomicUsize::new(0) };
             let done = pass.run(&survey, &tried_before);
             options.abort.check()?;
-            progress |= done.merged.iter().any(|outcome| outcome.waits_for.is_none());
+            progress |= done.merged.iter().any(|merged| merged.outcome.waits_for.is_none());
             collected.merged.extend(done.merged);
             collected.waiting.extend(done.waiting);
             collected.failed.extend(done.failed);
             if !progress {
+                // What was found out only when it was tried is known now.
+                if let Some(board) = options.board {
+                    board.scanned(survey.scan(&collected.waiting));
+                }
                 break;
             }
         }
@@ -161,7 +174,7 @@ struct Pass<'a> {
 
 #[derive(Default)]
 struct Pending {
-    merged: Vec<Outcome>,
+    merged: Vec<Merged>,
     waiting: Vec<Waiting>,
     failed: Vec<Failed>,
 }
@@ -199,7 +212,7 @@ impl Pass<'_> {
                     let reason = format!("merged, but somebody uses {}", user.display());
                     done.waiting.push(Waiting { path: node, reason });
                 }
-                done.merged.push(outcome);
+                done.merged.push(Merged { run: run.clone(), outcome });
             }
             Err(error) if error.passes() => {
                 tracing::info!(node = %node.display(), reason = %with_causes(&error), "left for later");

@@ -49,6 +49,15 @@ impl Repository {
         Ok((repository, recovered))
     }
 
+    /// Opens a folder only to look at it: changes nothing, and leaves to others what processes that died have left.
+    ///
+    /// # Errors
+    /// A folder that is not there.
+    pub fn look_at(folder: &Path, options: ChainOptions) -> Result<Self, FileError> {
+        let folder = folder.canonicalize().map_err(FileError::when(folder, "open the folder"))?;
+        Ok(Self { folder, options, scanned: Mutex::new(None) })
+    }
+
     /// Its folder, without links.
     pub fn folder(&self) -> &Path {
         &self.folder

@@ -29,9 +29,9 @@ pub enum Command {
     Pause,
     /// Waits no longer.
     Resume,
-    /// Ends what is being merged, in a state that can be resumed.
+    /// Ends what is being merged, in a state that can be resumed, and tells where; it goes on with the next change or poll.
     Abort {
-        /// Only in this repository, or only the run of this image.
+        /// Only in this repository.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         path: Option<PathBuf>,
     },

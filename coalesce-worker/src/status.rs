@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
+pub(crate) use text::Plain;
+
 pub use board::{Board, Entry, RunHandle, RunTotals, Scan};
 
 use crate::record::Direction;
@@ -142,7 +144,7 @@ pub struct Isolated {
 }
 
 /// Writes a path as text. A file's name need not be text, and whoever can make files must not be able to hinder a report.
-fn path_as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn path_as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
 }
 

@@ -40,6 +40,8 @@ pub struct Watch {
     poll: Duration,
     /// When all folders were told last.
     told_all: Instant,
+    /// Whether a file that was only read counts too, once it is closed.
+    closing: bool,
 }
 
 #[derive(Debug)]
@@ -61,7 +63,7 @@ impl Watch {
         let bell = Arc::new(Bell(bell));
         let folders = folders.into_iter().map(|path| Watched { path, number: None }).collect();
         let waker = Waker::from(Arc::clone(&bell));
-        let mut watch = Self { inotify, bell, waker, folders, poll, told_all: Instant::now() };
+        let mut watch = Self { inotify, bell, waker, folders, poll, told_all: Instant::now(), closing: false };
         watch.find_new();
         Ok(watch)
     }
@@ -77,6 +79,14 @@ impl Watch {
     /// # Errors
     /// [`Aborted`] as soon as `abort` is raised.
     pub fn wait(&mut self, abort: &Abort) -> Result<Vec<PathBuf>, Aborted> {
+        self.wait_until(abort, None)
+    }
+
+    /// As [`Watch::wait`], until some moment at most.
+    ///
+    /// # Errors
+    /// [`Aborted`] as soon as `abort` is raised.
+    pub fn wait_until(&mut self, abort: &Abort, deadline: Option<Instant>) -> Result<Vec<PathBuf>, Aborted> {
         let waker = self.waker();
         let _woken = abort.wakes(&waker);
         let mut changed = BTreeSet::new();
@@ -97,6 +107,9 @@ impl Watch {
                 let first_change = *first_change.get_or_insert_with(Instant::now);
                 sleep = sleep.min(DEBOUNCE.saturating_sub(first_change.elapsed()));
             }
+            if let Some(deadline) = deadline {
+                sleep = sleep.min(deadline.saturating_duration_since(Instant::now()));
+            }
             if rung || sleep.is_zero() {
                 return Ok(changed.into_iter().map(|index: usize| self.folders[index].path.clone()).collect());
             }
@@ -105,6 +118,19 @@ impl Watch {
             }
             self.sleep(sleep, abort)?;
         }
+    }
+
+    /// From now on tells also, or no longer, when a file is closed that was open for nothing but reading: whoever waits for
+    /// it can try again. A scan by this process closes files too.
+    pub fn tell_closing(&mut self, closing: bool) {
+        if std::mem::replace(&mut self.closing, closing) != closing {
+            self.watch_again();
+        }
+    }
+
+    /// Passes over what has happened so far.
+    pub fn forget(&mut self) {
+        self.read_events(&mut BTreeSet::new());
     }
 
     /// Sleeps until there are events, the bell rings, or the time is over.
@@ -135,6 +161,10 @@ impl Watch {
             if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
                 changed.extend(0..self.folders.len());
             }
+            // Somebody has listed the folder.
+            if flags.contains(ReadFlags::CLOSE_NOWRITE | ReadFlags::ISDIR) {
+                continue;
+            }
             if event.file_name().is_some_and(|name| name.to_bytes().starts_with(b".")) {
                 continue;
             }
@@ -159,7 +189,7 @@ impl Watch {
         let mut new = Vec::new();
         for (index, folder) in self.folders.iter_mut().enumerate() {
             if folder.number.is_none() {
-                folder.number = add(&self.inotify, folder);
+                folder.number = add(&self.inotify, folder, self.closing);
                 new.extend(folder.number.map(|_| index));
             }
         }
@@ -170,7 +200,7 @@ impl Watch {
     /// system may have been mounted there.
     fn watch_again(&mut self) {
         for index in 0..self.folders.len() {
-            let number = add(&self.inotify, &self.folders[index]);
+            let number = add(&self.inotify, &self.folders[index], self.closing);
             let before = std::mem::replace(&mut self.folders[index].number, number);
             if let Some(before) = before.filter(|_| before != number)
                 && self.folders.iter().all(|folder| folder.number != Some(before))
@@ -182,8 +212,9 @@ impl Watch {
     }
 }
 
-fn add(inotify: &OwnedFd, folder: &Watched) -> Option<i32> {
-    let files = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVE | WatchFlags::CLOSE_WRITE;
+fn add(inotify: &OwnedFd, folder: &Watched, closing: bool) -> Option<i32> {
+    let mut files = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVE | WatchFlags::CLOSE_WRITE;
+    files.set(WatchFlags::CLOSE_NOWRITE, closing);
     let itself = WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR;
     match inotify::add_watch(inotify, &folder.path, files | itself) {
         Ok(number) => Some(number),

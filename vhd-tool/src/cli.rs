@@ -8,7 +8,7 @@ use coalesce_worker::{Recovered, Repository};
 use vhd_core::{ByteCount, ChainOptions, FileError, ParentIdentity, ParentPlaces, folder_of};
 
 use crate::commands::{
-    check, clone, coalesce, compare, convert, create, delete, info, map, read, snapshot, tree, write,
+    check, clone, coalesce, compare, convert, create, delete, gc, info, map, read, snapshot, tree, write,
 };
 use crate::error::{CommandError, with_causes};
 use crate::output::{self, Output};
@@ -21,7 +21,7 @@ Exit codes:
   0  done; compare: equal; check: nothing worse than information
   1  compare found a difference
   2  wrong usage
-  3  check found warnings
+  3  check found warnings; gc: something waits or is isolated
   4  check found errors
   5  anything else failed";
 
@@ -66,6 +66,7 @@ enum Command {
     Clone(clone::Args),
     Delete(delete::Args),
     Coalesce(coalesce::Args),
+    Gc(gc::Args),
 }
 
 /// How a command ended that did not fail.
@@ -75,6 +76,10 @@ pub(crate) enum Status {
     Different,
     Warnings,
     Errors,
+    /// Something waits or is isolated.
+    Left,
+    /// Errors have been printed.
+    Failed,
 }
 
 impl Status {
@@ -82,8 +87,9 @@ impl Status {
         match self {
             Self::Done => 0,
             Self::Different => 1,
-            Self::Warnings => 3,
+            Self::Warnings | Self::Left => 3,
             Self::Errors => 4,
+            Self::Failed => 5,
         }
     }
 }
@@ -135,6 +141,11 @@ impl Context {
         if self.global.quiet { Progress::none() } else { Progress::start(action, total) }
     }
 
+    /// Whether only errors and data that was asked for are to be printed.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.global.quiet
+    }
+
     /// Tells something worth knowing that hinders nothing.
     pub(crate) fn note(&self, text: &str) {
         if !self.global.quiet {
@@ -170,5 +181,6 @@ fn dispatch(command: &Command, context: &Context) -> Result<Status, CommandError
         Command::Clone(args) => clone::run(args, context),
         Command::Delete(args) => delete::run(args, context),
         Command::Coalesce(args) => coalesce::run(args, context),
+        Command::Gc(args) => gc::run(args, context),
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod convert;
 pub(crate) mod create;
 pub(crate) mod delete;
 mod destination;
+pub(crate) mod gc;
 pub(crate) mod info;
 pub(crate) mod map;
 pub(crate) mod read;

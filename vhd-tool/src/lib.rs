@@ -13,6 +13,5 @@ mod disk;
 mod error;
 mod output;
 mod progress;
-mod size;
 
 pub use cli::{Cli, run};

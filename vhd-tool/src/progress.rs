@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use vhd_core::ByteCount;
 
 use crate::output;
-use crate::size::Human;
+use coalesce_worker::size::Human;
 
 /// The least time between two lines where there is no terminal.
 const BETWEEN_LINES: Duration = Duration::from_secs(5);

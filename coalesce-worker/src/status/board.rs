@@ -104,7 +104,7 @@ impl Board {
             errors: AtomicU64::new(0),
         });
         locked(&self.shared.repositories).push(Arc::clone(&entry));
-        Entry { entry }
+        Entry { entry, is_beside: false }
     }
 
     /// Tells how everything stands now.
@@ -166,11 +166,32 @@ impl Row {
 #[derive(Clone, Debug)]
 pub struct Entry {
     entry: Arc<Row>,
+    /// Another collection tells what scans find.
+    is_beside: bool,
 }
 
 impl Entry {
+    /// The same place for a collection beside another one: its scans, to which what the other one works on is in use, are
+    /// not put up.
+    pub fn beside(&self) -> Self {
+        Self { is_beside: true, ..self.clone() }
+    }
+
+    /// Runs that are being merged.
+    pub fn runs(&self) -> usize {
+        locked(&self.entry.runs).len()
+    }
+
+    /// Takes the last error away: what went wrong then has gone well since.
+    pub fn succeeded(&self) {
+        locked(&self.entry.found).error = None;
+    }
+
     /// Puts up what a scan has found just now.
     pub fn scanned(&self, scan: Scan) {
+        if self.is_beside {
+            return;
+        }
         let mut found = locked(&self.entry.found);
         found.scan = scan;
         found.scanned = Some(unix_seconds());

@@ -114,7 +114,7 @@ impl Display for Seconds {
 }
 
 /// Text from elsewhere: whoever names a file must not be able to steer the terminal.
-struct Plain<T>(T);
+pub(crate) struct Plain<T>(pub(crate) T);
 
 impl<T: Display> Display for Plain<T> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {

@@ -5,8 +5,8 @@ mod describe;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use coalesce_worker::{Abort, Budget, Coalesce, CopyMethod, Direction, Ending, Limits, MergeOptions, Request};
+use coalesce_worker::program::Moving;
+use coalesce_worker::{Abort, Budget, Coalesce, Direction, Ending, Limits, MergeOptions, Request};
 use vhd_core::{Image, Layer, Lock, ReadOnly};
 
 use super::Format;
@@ -46,21 +46,6 @@ pub(crate) struct Args {
     moving: Moving,
     #[command(flatten)]
     format: Format,
-}
-
-/// How data moves.
-#[derive(Debug, clap::Args)]
-pub(super) struct Moving {
-    /// Share blocks where the file system can (reflink), let a server copy (copy-file-range), or read and write
-    #[arg(long, value_name = "METHOD", default_value_t = CopyMethod::Auto, value_parser = copy_method())]
-    pub(super) copy_method: CopyMethod,
-    /// Leave holes where data is all zeros
-    #[arg(long)]
-    pub(super) detect_zeroes: bool,
-}
-
-fn copy_method() -> impl TypedValueParser<Value = CopyMethod> {
-    PossibleValuesParser::new(CopyMethod::ALL.map(CopyMethod::name)).try_map(|name| name.parse::<CopyMethod>())
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError> {

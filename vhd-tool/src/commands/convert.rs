@@ -13,7 +13,7 @@ use crate::cli::{Context, Status};
 use crate::disk::{self, CHUNK};
 use crate::error::CommandError;
 use crate::progress::Progress;
-use crate::size::Human;
+use coalesce_worker::size::Human;
 
 /// What is left out where it is all zeros: what file systems give space by.
 const PAGE: SectorCount = SectorCount(8);

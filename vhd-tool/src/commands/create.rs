@@ -12,7 +12,7 @@ use super::{Format, destination};
 use crate::cli::{Context, Status};
 use crate::disk;
 use crate::error::{CommandError, Refusal};
-use crate::size;
+use coalesce_worker::size;
 
 /// Create a new image: empty, or a child of another one
 #[derive(Debug, clap::Args)]

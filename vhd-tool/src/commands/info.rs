@@ -10,7 +10,7 @@ use vhd_core::{ByteCount, Chain, ChainOptions, Image, Lock, ReadOnly, Unfinished
 use super::Format;
 use crate::cli::{Context, Status};
 use crate::error::CommandError;
-use crate::size;
+use coalesce_worker::size;
 use describe::{Batmap, Description, Parent, Vhd};
 
 /// Show what an image says of itself

@@ -9,7 +9,7 @@ use crate::cli::{Context, Status};
 use crate::disk::CHUNK;
 use crate::error::{CommandError, Refusal};
 use crate::output;
-use crate::size;
+use coalesce_worker::size;
 
 /// Write the content of a disk to standard output
 #[derive(Debug, clap::Args)]

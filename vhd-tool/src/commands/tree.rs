@@ -11,7 +11,7 @@ use vhd_core::{ByteCount, DiskType, Files, Folder, Node, NodeId, Uuid};
 use super::Format;
 use crate::cli::{Context, Status};
 use crate::error::{CommandError, with_causes};
-use crate::size::Human;
+use coalesce_worker::size::Human;
 
 /// Show the images of a folder as the forest that they are
 ///

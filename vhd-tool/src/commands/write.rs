@@ -9,7 +9,7 @@ use crate::cli::{Context, Status};
 use crate::disk::CHUNK;
 use crate::error::{CommandError, Refusal};
 use crate::progress::Progress;
-use crate::size;
+use coalesce_worker::size;
 
 /// Write standard input to a disk
 ///

@@ -7,7 +7,7 @@ use coalesce_worker::{Coalesce, CoalesceError, Ending, Outcome};
 use serde::Serialize;
 use vhd_core::ByteCount;
 
-use crate::size::Human;
+use coalesce_worker::size::Human;
 
 /// A plan.
 #[derive(Serialize)]

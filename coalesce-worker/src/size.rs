@@ -6,7 +6,7 @@ use vhd_core::{BlockSize, ByteCount};
 
 /// Why a text is no size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum SizeError {
+pub enum SizeError {
     /// No number, or something after it that is no suffix.
     #[error("not a size: give bytes, or a whole number with K, M, G or T, as in 64M")]
     Malformed,
@@ -19,7 +19,7 @@ pub(crate) enum SizeError {
 }
 
 /// Reads `4096`, `64M`, `2TiB`, `512kb`: all suffixes are powers of 1024, in any case.
-pub(crate) fn parse(text: &str) -> Result<ByteCount, SizeError> {
+pub fn parse(text: &str) -> Result<ByteCount, SizeError> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);
@@ -39,12 +39,12 @@ pub(crate) fn parse(text: &str) -> Result<ByteCount, SizeError> {
 }
 
 /// Reads the size of a block.
-pub(crate) fn parse_block_size(text: &str) -> Result<BlockSize, SizeError> {
+pub fn parse_block_size(text: &str) -> Result<BlockSize, SizeError> {
     u32::try_from(parse(text)?.0).ok().and_then(BlockSize::new).ok_or(SizeError::BlockSize)
 }
 
 /// A size as people read it: `64.0 MiB`.
-pub(crate) struct Human(pub(crate) ByteCount);
+pub struct Human(pub ByteCount);
 
 impl fmt::Display for Human {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,7 +59,7 @@ impl fmt::Display for Human {
 }
 
 /// A size for people and for programs: `64.0 MiB (67108864 bytes)`.
-pub(crate) fn both(size: ByteCount) -> String {
+pub fn both(size: ByteCount) -> String {
     if size.0 < 1024 { format!("{size} bytes") } else { format!("{} ({size} bytes)", Human(size)) }
 }
 

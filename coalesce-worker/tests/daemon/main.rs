@@ -1,0 +1,8 @@
+//! The worker as its users meet it: real processes, with commands through its socket.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod control;
+mod disks;
+mod process;
+mod work;
