@@ -138,9 +138,10 @@ class Repositories:
 
     @staticmethod
     def peak(command):
-        pid = os.posix_spawn(command[0], [str(word) for word in command], os.environ)
-        _, status, usage = os.wait4(pid, 0)
-        if os.waitstatus_to_exitcode(status) not in (0, 3):
+        process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
             sys.exit(f"failed: {command}")
         return usage.ru_maxrss * 1024
 
