@@ -60,7 +60,9 @@ fn this_binary(what: &str) -> Command {
 fn runs_as_another_program() {
     let Ok(what) = env::var(VARIABLE) else { return };
     let result = match what.as_str() {
-        "recover" => Repository::open(Path::new("."), ChainOptions::default()).map(drop).map_err(|error| vec![error.to_string()]),
+        "recover" => {
+            Repository::open(Path::new("."), ChainOptions::default()).map(drop).map_err(|error| vec![error.to_string()])
+        }
         "collect" => collect(Path::new(".")).and_then(|collected| match collected.failed.as_slice() {
             [] => Ok(()),
             failed => Err(failed.iter().map(|failed| failed.error.to_string()).collect()),
@@ -75,8 +77,7 @@ fn runs_as_another_program() {
 
 /// Collects a repository with the default options on one thread.
 pub(crate) fn collect(folder: &Path) -> Result<Collected, Vec<String>> {
-    let (repository, _) =
-        Repository::open(folder, ChainOptions::default()).map_err(|error| vec![error.to_string()])?;
+    let (repository, _) = Repository::open(folder, ChainOptions::default()).map_err(|error| vec![error.to_string()])?;
     let (budget, abort) = (Budget::default(), Abort::new());
     let options = CollectOptions {
         threads: std::num::NonZeroUsize::new(1),

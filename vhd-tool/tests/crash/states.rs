@@ -86,7 +86,10 @@ impl fmt::Display for Tried {
         let [states, finished, interrupted, names, collected] =
             [&self.states, &self.finished, &self.interrupted, &self.names_taken, &self.collected]
                 .map(|counter| counter.load(Ordering::Relaxed));
-        write!(f, "{states} ({finished} finished or taken back, {interrupted} to be resumed, {names} names taken, {collected} collected)")
+        write!(
+            f,
+            "{states} ({finished} finished or taken back, {interrupted} to be resumed, {names} names taken, {collected} collected)"
+        )
     }
 }
 
@@ -94,7 +97,7 @@ impl fmt::Display for Tried {
 fn try_operation(prepared: &Prepared, tried: &Tried) {
     let copy = prepared.copy();
     let recording = Recording::of(copy.path(), &prepared.case.program.command(copy.path()));
-    let random = 20 * torture();
+    let random = 1200 * torture();
     side_by_side(recording.states(Options { singles: 24, random, seed: 1 }), |state| {
         let end = if state.has_ended() { End::Reached } else { End::Unknown };
         tried.state(prepared, &state, end, 16);
