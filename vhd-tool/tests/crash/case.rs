@@ -130,6 +130,17 @@ impl Prepared {
         }
     }
 
+    /// Tells whether the operation has been done: there is no more to ask for.
+    pub(crate) fn is_done(&self, folder: &Path) -> bool {
+        let there = |name: &str| folder.join(name).exists();
+        match &self.case.change {
+            Change::Appears(name, _) => there(name),
+            Change::Disappears(name) => !scene::volumes(folder).contains_key(*name),
+            Change::Written(..) => false,
+            Change::None => scene::images(folder) == self.case.images,
+        }
+    }
+
     fn verify_content(&self, name: &str, now: &[u8], before: &[u8]) {
         let after = self.after.get(name).map_or(before, Vec::as_slice);
         assert_eq!(now.len(), before.len(), "size of {name}");

@@ -3,6 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod case;
+mod faults;
+mod full;
+mod kills;
 mod program;
 mod states;
 mod table;

@@ -2,9 +2,10 @@
 
 use std::env;
 use std::path::Path;
+use std::num::NonZeroU64;
 use std::process::Command;
 
-use coalesce_worker::{Abort, Budget, CollectOptions, Collected, CopyMethod, Repository};
+use coalesce_worker::{Abort, Budget, CollectOptions, Collected, CopyMethod, Limits, Repository};
 use vhd_core::ChainOptions;
 
 /// What tells this binary to be another program.
@@ -21,6 +22,8 @@ pub(crate) enum Program {
     Recover,
     /// Collects the repository.
     Collect,
+    /// The same, at a rate that leaves time to be killed.
+    CollectSlowly,
 }
 
 impl Program {
@@ -36,6 +39,7 @@ impl Program {
             }
             Self::Recover => this_binary("recover"),
             Self::Collect => this_binary("collect"),
+            Self::CollectSlowly => this_binary("collect-slowly"),
         };
         command.current_dir(folder);
         command
@@ -63,10 +67,8 @@ fn runs_as_another_program() {
         "recover" => {
             Repository::open(Path::new("."), ChainOptions::default()).map(drop).map_err(|error| vec![error.to_string()])
         }
-        "collect" => collect(Path::new(".")).and_then(|collected| match collected.failed.as_slice() {
-            [] => Ok(()),
-            failed => Err(failed.iter().map(|failed| failed.error.to_string()).collect()),
-        }),
+        "collect" => collect(Path::new(".")).and_then(all_done),
+        "collect-slowly" => collect_within(Path::new("."), SLOW).and_then(all_done),
         other => panic!("{other} is no program"),
     };
     if let Err(errors) = result {
@@ -75,10 +77,22 @@ fn runs_as_another_program() {
     }
 }
 
+/// Some megabytes take a tenth of a second.
+const SLOW: Limits = Limits { bytes_per_second: NonZeroU64::new(32 << 20), in_flight: None };
+
+fn all_done(collected: Collected) -> Result<(), Vec<String>> {
+    let errors: Vec<_> = collected.failed.iter().map(|failed| failed.error.to_string()).collect();
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
 /// Collects a repository with the default options on one thread.
 pub(crate) fn collect(folder: &Path) -> Result<Collected, Vec<String>> {
+    collect_within(folder, Limits::default())
+}
+
+fn collect_within(folder: &Path, limits: Limits) -> Result<Collected, Vec<String>> {
     let (repository, _) = Repository::open(folder, ChainOptions::default()).map_err(|error| vec![error.to_string()])?;
-    let (budget, abort) = (Budget::default(), Abort::new());
+    let (budget, abort) = (Budget::new(limits), Abort::new());
     let options = CollectOptions {
         threads: std::num::NonZeroUsize::new(1),
         budget: &budget,

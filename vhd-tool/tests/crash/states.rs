@@ -14,12 +14,12 @@ use crate::program::Program;
 use crate::table;
 
 /// How much more than usual is tried.
-fn torture() -> usize {
+pub(crate) fn torture() -> usize {
     std::env::var("TORTURE").ok().map_or(1, |factor| factor.parse().unwrap())
 }
 
 /// Does something with each of many, on all cores. The engine has its own pool of threads, which is not to wait for us.
-fn side_by_side<T: Send>(items: impl Iterator<Item = T> + Send, work: impl Fn(T) + Sync) {
+pub(crate) fn side_by_side<T: Send>(items: impl Iterator<Item = T> + Send, work: impl Fn(T) + Sync) {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     let items = Mutex::new(items);
     std::thread::scope(|scope| {
