@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON := target/test-python/bin/python
 
-.PHONY: demo test setup lint bench compare soak assets clean
+.PHONY: demo test torture setup lint bench compare soak assets clean
 
 demo: ## builds, coalesces a sample chain, verifies its content
 	cargo build --release --locked -p vhd-tool -p testkit
@@ -34,6 +34,9 @@ compare: ## the same work by us and by whichever peers are on the PATH
 
 soak: ## the model test, for as long as CASES cases take
 	PROPTEST_CASES=$${CASES:-100000} cargo test --release --locked -p coalesce-worker --test it model
+
+torture: setup ## crash states and kills, TORTURE times as many as `make test` tries
+	TORTURE=$${TORTURE:-20} cargo test --release --locked -p vhd-tool --test crash -- --nocapture
 
 assets: ## shell completions and man pages, into target/assets
 	cargo run --release --locked -q -p vhd-tool --example assets -- target/assets

@@ -15,6 +15,7 @@
 //! - `fsync` and `fdatasync` make all earlier changes of that file durable, but not its name, be it a new file. The sync
 //!   of a folder makes the changes of names in it durable; `sync` and `syncfs` make everything durable.
 //!   `sync_file_range` promises nothing. A sync covers what had ended when it began.
+//! - Files that are found as they were before the program ran have the time of their last change from then, too.
 //! - Changes of names persist in any subset that can be done: one whose source was lost is lost, too. A rename is atomic
 //!   and is durable after a sync of the folder that has the new name. No change of a name says anything of data.
 //!
@@ -38,6 +39,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
+use folder::Times;
 use operation::Operation;
 use replay::Replay;
 pub use states::{Options, State, States};
@@ -47,6 +49,7 @@ use tree::Tree;
 #[derive(Debug)]
 pub struct Recording {
     initial: Tree,
+    times: Arc<Times>,
     operations: Arc<[Operation]>,
     output: Output,
 }
@@ -59,6 +62,7 @@ impl Recording {
     /// mapped memory, `io_uring`), or the record does not explain what is in the folder afterwards.
     pub fn of(folder: &Path, program: &Command) -> Self {
         let initial = folder::read(folder);
+        let times = folder::times(folder, &initial).into();
         let (output, trace) = strace::trace(program);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{program:?}: {}\n{errors}", output.status);
@@ -71,7 +75,7 @@ impl Recording {
             "{program:?}: the record says\n{}and the folder has\n{found}",
             replay.tree
         );
-        Self { initial, operations: replay.operations.into(), output }
+        Self { initial, times, operations: replay.operations.into(), output }
     }
 
     /// What the program printed.
@@ -91,6 +95,6 @@ impl Recording {
 
     /// Gives the distinct states in which a power failure, during or just after the program, may leave the folder.
     pub fn states(&self, options: Options) -> States {
-        States::new(Arc::clone(&self.operations), self.initial.clone(), options)
+        States::new(Arc::clone(&self.operations), self.initial.clone(), Arc::clone(&self.times), options)
     }
 }

@@ -9,6 +9,7 @@ pub mod loop_device;
 pub mod model;
 pub mod pattern;
 pub mod peers;
+pub mod scene;
 pub mod scratch;
 pub mod worker;
 

@@ -58,10 +58,24 @@ impl Image<ReadWrite> {
     /// One sector, the end footer, decides; the copy at the start follows once it is durable.
     pub fn set_hidden(&mut self, hidden: bool) -> Result<(), MetadataError> {
         self.flush()?;
-        if self.footer.hidden() != hidden {
-            let mut footer = self.footer.clone();
-            footer.set_hidden(hidden);
-            self.commit(|image| image.rewrite_footers(footer))?;
+        if self.footer.hidden() == hidden {
+            return self.commit(|image| image.mend_copy());
+        }
+        let mut footer = self.footer.clone();
+        footer.set_hidden(hidden);
+        self.commit(|image| image.rewrite_footers(footer))
+    }
+
+    /// Writes the copy of the footer at the start anew where a crash has left it behind the one at the end.
+    fn mend_copy(&mut self) -> Result<(), MetadataError> {
+        let mut copy = [0; FOOTER_SIZE.0 as usize];
+        if self.tables.is_some() {
+            self.container.read_at(&mut copy, FileOffset(0))?;
+            let footer = self.footer.to_bytes();
+            if !Footer::try_from(&copy).is_ok_and(|copy| copy.to_bytes() == footer) {
+                self.container.write_at(&footer, FileOffset(0))?;
+                self.container.sync()?;
+            }
         }
         Ok(())
     }
@@ -90,8 +104,9 @@ impl Image<ReadWrite> {
         Ok(self.container.sync()?)
     }
 
-    /// Cuts off what lies past the last table and block, as an interrupted merge leaves it, and writes the end footer there.
-    /// Changes nothing in an image that ends where it should; fixed images and devices are left alone.
+    /// Cuts off what lies past the last table and block, as an interrupted merge leaves it, and writes the end footer there;
+    /// then the copy at the start, and a batmap with a wrong checksum, anew. Changes nothing in an image that is as it
+    /// should be; fixed images and devices are left alone.
     ///
     /// # Errors
     /// A failed write, change of length or sync.
@@ -101,7 +116,11 @@ impl Image<ReadWrite> {
     pub fn trim_tail(&mut self) -> Result<(), MetadataError> {
         self.flush()?;
         if self.tables.is_some() && !self.container.has_fixed_size() {
-            self.commit(|image| Ok(image.cut_tail()?))?;
+            self.commit(|image| {
+                image.cut_tail()?;
+                image.mend_copy()?;
+                Ok(image.mend_batmap()?)
+            })?;
         }
         Ok(())
     }

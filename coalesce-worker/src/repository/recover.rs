@@ -194,6 +194,10 @@ impl Repository {
             Err(error) if error.is_busy() => return Ok(Outcome::in_use(target_path)),
             target => target?,
         };
+        if let Target::Vhd(image) = &mut target {
+            // The footers may be from before and after a step.
+            image.trim_tail()?;
+        }
         let mut locks = Vec::new();
         for source in &intent.sources {
             match lock_source(&self.absolute(&source.path)) {

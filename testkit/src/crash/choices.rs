@@ -15,7 +15,7 @@ pub(super) fn choices(disk: &Disk, options: &Options, random: &mut Random) -> Ve
     let count = disk.pending.len();
     let mut choices = vec![chooser.all(&Portion::Nothing), chooser.all(&Portion::Whole)];
     choices.extend(chooser.names_and_data());
-    for i in sample(count, options.singles, random) {
+    for i in sample(count, options.singles, random).into_iter().filter(|&i| !disk.pending[i].durable) {
         let mut portions = chooser.torn(i, random);
         portions.push(Portion::Whole);
         for portion in portions {

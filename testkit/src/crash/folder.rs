@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::content::Content;
 use super::tree::{Entry, Inode, Place, Tree};
@@ -36,8 +37,21 @@ fn read_into(folder: &Path, inode: Inode, tree: &mut Tree, known: &mut HashMap<u
     }
 }
 
-/// Makes a folder that holds what the model does, names for one file as hard links.
-pub(super) fn write(tree: &Tree, folder: &Path) {
+/// When files were last changed, and the identity of what they held then.
+pub(super) type Times = HashMap<Inode, (SystemTime, (u64, u64))>;
+
+/// Reads when the files of a folder, which the model has been read from, were last changed.
+pub(super) fn times(folder: &Path, tree: &Tree) -> Times {
+    let time = |(path, entry): (String, Entry)| {
+        let modified = folder.join(path).metadata().and_then(|metadata| metadata.modified());
+        (entry.inode, (modified.expect("the file is still there"), tree.content(entry.inode).identity()))
+    };
+    tree.walk().into_iter().filter(|(_, entry)| !entry.is_folder).map(time).collect()
+}
+
+/// Makes a folder that holds what the model does, names for one file as hard links. Files that hold what they held at
+/// one of `times` were last changed then.
+pub(super) fn write(tree: &Tree, times: &Times, folder: &Path) {
     let path_of = |path: &str| folder.join(path);
     fs::create_dir_all(folder).expect("the folder can be made");
     let mut written: HashMap<Inode, PathBuf> = HashMap::new();
@@ -54,6 +68,10 @@ pub(super) fn write(tree: &Tree, folder: &Path) {
                 for (at, bytes) in content.data() {
                     file.write_all_at(&bytes, at).expect("there is room");
                 }
+            }
+            let identity = tree.content(entry.inode).identity();
+            if let Some((time, _)) = times.get(&entry.inode).filter(|(_, then)| *then == identity) {
+                file.set_modified(*time).expect("the file is ours");
             }
             written.insert(entry.inode, path);
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::choices::{self, Choice};
 use super::disk::{Disk, Pending};
-use super::folder;
+use super::folder::{self, Times};
 use super::operation::Operation;
 use super::random::Random;
 use super::tree::{Portion, Tree};
@@ -34,6 +34,7 @@ impl Default for Options {
 pub struct States {
     options: Options,
     operations: Arc<[Operation]>,
+    times: Arc<Times>,
     disk: Disk,
     done: usize,
     pending: Arc<[Pending]>,
@@ -44,12 +45,12 @@ pub struct States {
 }
 
 impl States {
-    pub(super) fn new(operations: Arc<[Operation]>, initial: Tree, options: Options) -> Self {
+    pub(super) fn new(operations: Arc<[Operation]>, initial: Tree, times: Arc<Times>, options: Options) -> Self {
         let disk = Disk::new(Arc::clone(&operations), initial);
         let random = Random::new(options.seed);
         let choices = vec![Choice::new()].into_iter();
         let (pending, seen) = (Arc::new([]), HashSet::new());
-        Self { options, operations, disk, done: 0, pending, choices, seen, random, index: 0 }
+        Self { options, operations, times, disk, done: 0, pending, choices, seen, random, index: 0 }
     }
 }
 
@@ -66,7 +67,8 @@ impl Iterator for States {
                     let index = self.index;
                     self.index += 1;
                     let (operations, pending) = (Arc::clone(&self.operations), Arc::clone(&self.pending));
-                    return Some(State { index, done: self.done, operations, pending, choice, tree });
+                    let times = Arc::clone(&self.times);
+                    return Some(State { index, done: self.done, operations, times, pending, choice, tree });
                 }
             }
             if self.done == self.operations.len() {
@@ -86,6 +88,7 @@ pub struct State {
     index: usize,
     done: usize,
     operations: Arc<[Operation]>,
+    times: Arc<Times>,
     pending: Arc<[Pending]>,
     choice: Choice,
     tree: Tree,
@@ -112,7 +115,7 @@ impl State {
     /// # Panics
     /// If a file is in the way, or there is no room.
     pub fn write_to(&self, folder: &Path) {
-        folder::write(&self.tree, folder);
+        folder::write(&self.tree, &self.times, folder);
     }
 
     /// Lists the files and folders, by their paths in the folder.

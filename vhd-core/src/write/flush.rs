@@ -203,6 +203,21 @@ impl Image<ReadWrite> {
         Ok(())
     }
 
+    /// Makes a batmap anew that a crash has left with the checksum of another.
+    pub(crate) fn mend_batmap(&self) -> Result<(), WriteError> {
+        let Some(tables) = &self.tables else { return Ok(()) };
+        let mut durable = locked(&self.mode.flushing);
+        let state = durable.batmap.get_or_insert_with(|| tables.batmap.clone());
+        if let BatmapState::Present(batmap) = state
+            && !batmap.is_intact(&self.container)?
+        {
+            let is_full = |block| self.is_full_on_disk(tables, block);
+            batmap.mark_full(&self.container, &[], tables.bat.entries(), is_full)?;
+            self.container.sync()?;
+        }
+        Ok(())
+    }
+
     /// Forgets the batmap as changed by us, because the tables hold a newer one.
     pub(crate) fn forget_batmap(&self) {
         locked(&self.mode.flushing).batmap = None;

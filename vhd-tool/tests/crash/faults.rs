@@ -1,0 +1,108 @@
+//! Every system call that changes something, failing once, or from then on: nothing is lost, and the same command goes on.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use testkit::inject::{CHANGING, Injected, fail_at, fail_from};
+
+use crate::case::{End, Prepared};
+use crate::program::Program;
+use crate::states::{side_by_side, torture};
+use crate::table;
+
+type Inject = fn(&std::process::Command, &str, usize, &str) -> Injected;
+
+/// The errors, and whether they last.
+const FAULTS: [(&str, &str, Inject); 3] =
+    [("EIO", "once", fail_at), ("ENOSPC", "once", fail_at), ("ENOSPC", "from then on", fail_from)];
+
+/// What has been tried of one operation.
+#[derive(Debug, Default)]
+struct Tried {
+    failed: AtomicUsize,
+    succeeded: AtomicUsize,
+    failures: Mutex<Vec<String>>,
+}
+
+/// Lets one call fail; tells whether the program got that far.
+fn try_fault(prepared: &Prepared, call: &str, number: usize, fault: (&str, &str, Inject), tried: &Tried) -> bool {
+    let (error, how, inject) = fault;
+    let folder = prepared.copy();
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let program = prepared.case.program;
+        let injected = inject(&program.command(folder.path()), call, number, error);
+        let text = String::from_utf8_lossy(&injected.output.stderr).into_owned();
+        if !injected.hit {
+            assert!(injected.output.status.success(), "{text}");
+            return false;
+        }
+        match injected.output.status.code() {
+            Some(0) => tried.succeeded.fetch_add(1, Ordering::Relaxed),
+            Some(5) if !text.is_empty() => tried.failed.fetch_add(1, Ordering::Relaxed),
+            _ => panic!("{}: {text}", injected.output.status),
+        };
+        prepared.verify_unopened(folder.path());
+        prepared.verify(folder.path(), if injected.output.status.success() { End::Reached } else { End::Unknown });
+        again(prepared, folder.path());
+        prepared.verify(folder.path(), End::Reached);
+        true
+    }));
+    result.unwrap_or_else(|panic| {
+        let why = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+        let failure = format!("{}: {call} {number}, {error} {how}: {why}", prepared.case.name);
+        tried.failures.lock().unwrap().push(failure);
+        true
+    })
+}
+
+/// Gives the command again, unless recovery has done the rest.
+fn again(prepared: &Prepared, folder: &Path) {
+    if prepared.is_done(folder) {
+        return;
+    }
+    let output = prepared.case.program.command(folder).output().unwrap();
+    assert!(output.status.success(), "again: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn failing_calls_lose_nothing() {
+    let only = std::env::var("CASE").ok();
+    let mut each = Vec::new();
+    let (mut total, mut failures) = (0, Vec::new());
+    for case in table::cases().into_iter().filter(|case| only.as_ref().is_none_or(|only| only == case.name)) {
+        let (prepared, tried) = (case.prepare(), Tried::default());
+        // This binary prints by itself when it is another program.
+        let calls = CHANGING.into_iter().chain(["openat"]).filter(|call| {
+            *call != "write" || !matches!(prepared.case.program, Program::Collect | Program::CollectSlowly | Program::Recover)
+        });
+        let all: Vec<_> = calls.flat_map(|call| FAULTS.map(|fault| (call, fault))).collect();
+        side_by_side(all.into_iter(), |(call, fault)| {
+            // Of the many writes of data, and of the files that every program opens, a sample.
+            let step = match call {
+                "pwrite64" if torture() == 1 => 4,
+                "openat" if torture() == 1 => 7,
+                _ => 1,
+            };
+            for number in (1..).step_by(step) {
+                if call == "openat" && number < OPENED_BY_ANY {
+                    continue;
+                }
+                if !try_fault(&prepared, call, number, fault, &tried) {
+                    break;
+                }
+            }
+        });
+        let (failed, succeeded) = (tried.failed.into_inner(), tried.succeeded.into_inner());
+        total += failed + succeeded;
+        each.push(format!("{} {failed} failed and {succeeded} went on", prepared.case.name));
+        failures.extend(tried.failures.into_inner().unwrap());
+    }
+    println!("{total} faults: {}", each.join(", "));
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    assert!(only.is_some() || total > 1_000, "{total} faults");
+}
+
+/// What the loader and the standard library open before anything is ours.
+const OPENED_BY_ANY: usize = 8;

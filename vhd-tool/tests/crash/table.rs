@@ -1,0 +1,184 @@
+//! The operations, each on a repository of its own.
+
+use std::path::Path;
+use std::sync::LazyLock;
+
+use testkit::inject::kill_at;
+use testkit::pattern;
+use testkit::scene::Scene;
+use vhd_core::{Sector, SectorRange};
+
+use crate::case::{Case, Change, SECTORS};
+use crate::program::{Program, vhd_tool};
+
+use Program::{Collect, Tool, ToolWith};
+
+/// A hidden base and a hidden child of it, both with data.
+fn run(scene: &Scene) {
+    scene.dynamic("base.vhd", SECTORS);
+    scene.write("base.vhd", 0..60, 1);
+    scene.write("base.vhd", 100..130, 1);
+    scene.hide("base.vhd");
+    scene.child("mid.vhd", "base.vhd");
+    scene.write("mid.vhd", 30..75, 2);
+    scene.scatter("mid.vhd", 16..20, 2);
+    scene.hide("mid.vhd");
+}
+
+/// A volume on that.
+fn chain(scene: &Scene) {
+    run(scene);
+    scene.child("leaf.vhd", "mid.vhd");
+    scene.scatter("leaf.vhd", 4..12, 3);
+    scene.write("leaf.vhd", 200..210, 3);
+}
+
+/// Three volumes on that.
+fn three_children(scene: &Scene) {
+    chain(scene);
+    scene.child("second.vhd", "mid.vhd");
+    scene.write("second.vhd", 0..9, 4);
+    scene.child("third.vhd", "mid.vhd");
+}
+
+fn chain_on_a_root(scene: &Scene) {
+    scene.dynamic("root.vhd", SECTORS);
+    scene.write("root.vhd", 0..140, 9);
+    scene.hide("root.vhd");
+    scene.child("base.vhd", "root.vhd");
+    scene.scatter("base.vhd", 2..8, 1);
+    scene.hide("base.vhd");
+    scene.child("mid.vhd", "base.vhd");
+    scene.write("mid.vhd", 30..75, 2);
+    scene.hide("mid.vhd");
+    scene.child("leaf.vhd", "mid.vhd");
+    scene.write("leaf.vhd", 10..90, 3);
+    scene.child("other.vhd", "root.vhd");
+    scene.write("other.vhd", 120..130, 4);
+}
+
+/// The table of blocks needs more room than there is before the first block.
+fn chain_that_grows(scene: &Scene) {
+    scene.dynamic("base.vhd", SECTORS);
+    scene.write("base.vhd", 0..30, 1);
+    scene.hide("base.vhd");
+    scene.larger_child("mid.vhd", "base.vhd", 2400);
+    scene.scatter("mid.vhd", 2..6, 2);
+    scene.write("mid.vhd", 2390..2400, 2);
+    scene.hide("mid.vhd");
+    scene.child("leaf.vhd", "mid.vhd");
+    scene.write("leaf.vhd", 8..20, 3);
+}
+
+fn fixed_that_grows(scene: &Scene) {
+    scene.fixed("base.vhd", 128);
+    scene.write("base.vhd", 0..128, 1);
+    scene.hide("base.vhd");
+    scene.larger_child("mid.vhd", "base.vhd", SECTORS);
+    scene.scatter("mid.vhd", 2..6, 2);
+    scene.write("mid.vhd", 120..140, 2);
+    scene.hide("mid.vhd");
+    scene.child("leaf.vhd", "mid.vhd");
+    scene.write("leaf.vhd", 8..20, 3);
+}
+
+fn chain_on_raw(scene: &Scene) {
+    scene.raw("disk.img", SECTORS);
+    scene.child("mid.vhd", "disk.img");
+    scene.write("mid.vhd", 30..75, 2);
+    scene.scatter("mid.vhd", 16..20, 2);
+    scene.hide("mid.vhd");
+    scene.child("leaf.vhd", "mid.vhd");
+    scene.write("leaf.vhd", 8..20, 3);
+    scene.child("second.vhd", "mid.vhd");
+}
+
+fn forest(scene: &Scene) {
+    chain(scene);
+    scene.fixed("b-base.vhd", 128);
+    scene.write("b-base.vhd", 0..90, 5);
+    scene.hide("b-base.vhd");
+    scene.child("b-mid.vhd", "b-base.vhd");
+    scene.write("b-mid.vhd", 80..100, 6);
+    scene.hide("b-mid.vhd");
+    for leaf in ["b-leaf.vhd", "b-twin.vhd"] {
+        scene.child(leaf, "b-mid.vhd");
+    }
+    scene.write("b-leaf.vhd", 5..8, 7);
+    scene.dynamic("waste.vhd", 128);
+    scene.write("waste.vhd", 0..20, 8);
+    scene.hide("waste.vhd");
+    scene.child("waste-too.vhd", "waste.vhd");
+    scene.hide("waste-too.vhd");
+}
+
+const RELINK: &[&str] = &["coalesce", "mid.vhd", "--into", "base.vhd", "--threads", "2"];
+const TAKE_NAME: &[&str] = &["coalesce", "leaf.vhd", "--into", "base.vhd", "--threads", "1"];
+
+/// A merge that was killed as it moved data.
+fn interrupted(scene: &Scene) {
+    three_children(scene);
+    kill(scene, RELINK, "fdatasync", 4);
+}
+
+fn interrupted_otherwise(scene: &Scene) {
+    chain(scene);
+    kill(scene, RELINK, "fdatasync", 3);
+}
+
+fn kill(scene: &Scene, arguments: &[&str], call: &str, number: usize) {
+    scene.settle();
+    assert!(kill_at(vhd_tool(arguments).current_dir(scene.path()), call, number).hit);
+    assert!(!testkit::scene::state_files(scene.path()).is_empty());
+}
+
+/// What `vhd-tool write` is given.
+static INPUT: LazyLock<&'static Path> = LazyLock::new(|| {
+    let folder = Box::leak(Box::new(testkit::scratch::folder()));
+    let path = folder.path().join("input");
+    std::fs::write(&path, pattern::fill(SectorRange::between(Sector(20), Sector(90)), 11)).unwrap();
+    Box::leak(path.into_boxed_path())
+});
+
+/// All of them.
+pub(crate) fn cases() -> Vec<Case> {
+    let case = |name, build: fn(&Scene), program, change, images| Case { name, build, program, change, images };
+    let same = |name, build, arguments, images| case(name, build, Tool(arguments), Change::None, images);
+    let new = |like| Change::Appears("new.vhd", like);
+    let written = Change::Written("leaf.vhd", 20..90, 11);
+    vec![
+        case("create", chain, Tool(&["create", "new.vhd", "--size", "128K", "--block-size", "4K"]), new(None), 4),
+        case("create a child", chain, Tool(&["create", "new.vhd", "--parent", "mid.vhd"]), new(Some("mid.vhd")), 4),
+        case("write", chain, ToolWith(&["write", "leaf.vhd", "--offset", "10K"], &INPUT), written, 3),
+        case("snapshot", three_children, Tool(&["snapshot", "leaf.vhd", "new.vhd"]), new(Some("leaf.vhd")), 7),
+        case("clone", chain, Tool(&["clone", "leaf.vhd", "new.vhd"]), new(Some("leaf.vhd")), 5),
+        case(
+            "clone (shared parent)",
+            three_children,
+            Tool(&["clone", "third.vhd", "new.vhd"]),
+            new(Some("third.vhd")),
+            6,
+        ),
+        case("delete", three_children, Tool(&["delete", "leaf.vhd"]), Change::Disappears("leaf.vhd"), 4),
+        case("delete (hide)", volume_with_child, Tool(&["delete", "leaf.vhd"]), Change::Disappears("leaf.vhd"), 4),
+        same("relink", three_children, RELINK, 4),
+        same("take name", chain, TAKE_NAME, 1),
+        same("up", chain, &["coalesce", "leaf.vhd", "--into", "base.vhd", "--up", "--threads", "2"], 1),
+        same("up to a parent", chain_on_a_root, &["coalesce", "leaf.vhd", "--into", "base.vhd", "--up"], 3),
+        same("grow", chain_that_grows, RELINK, 2),
+        same("grow and take name", chain_that_grows, TAKE_NAME, 1),
+        same("grow fixed", fixed_that_grows, RELINK, 2),
+        same("grow fixed and take name", fixed_that_grows, TAKE_NAME, 1),
+        same("raw", chain_on_raw, &["coalesce", "mid.vhd", "--into", "disk.img"], 2),
+        same("resume", interrupted, RELINK, 4),
+        same("supersede", interrupted_otherwise, TAKE_NAME, 1),
+        case("collect", forest, Collect, Change::None, 4),
+        case("collect an interrupted merge", interrupted, Collect, Change::None, 4),
+    ]
+}
+
+fn volume_with_child(scene: &Scene) {
+    chain(scene);
+    scene.child("above.vhd", "leaf.vhd");
+    scene.write("above.vhd", 40..50, 5);
+}
