@@ -204,7 +204,13 @@ impl Image<ReadWrite> {
     }
 
     /// Makes a batmap anew that a crash has left with the checksum of another.
-    pub(crate) fn mend_batmap(&self) -> Result<(), WriteError> {
+    ///
+    /// # Errors
+    /// A failed read, write or sync.
+    ///
+    /// # Crash safety
+    /// Can be repeated.
+    pub fn mend_batmap(&self) -> Result<(), WriteError> {
         let Some(tables) = &self.tables else { return Ok(()) };
         let mut durable = locked(&self.mode.flushing);
         let state = durable.batmap.get_or_insert_with(|| tables.batmap.clone());

@@ -60,24 +60,4 @@ impl Image<ReadWrite> {
         }
         Ok(())
     }
-
-    /// Makes the batmap anew where power failed between its two parts.
-    ///
-    /// # Errors
-    /// A failed read, write or sync.
-    ///
-    /// # Crash safety
-    /// Can be repeated.
-    pub fn mend_batmap(&mut self) -> Result<(), WriteError> {
-        let Some(tables) = &self.tables else { return Ok(()) };
-        let mut durable = locked(&self.mode.flushing);
-        if let BatmapState::Present(batmap) = durable.batmap.get_or_insert_with(|| tables.batmap.clone())
-            && !batmap.is_intact(&self.container)?
-        {
-            batmap
-                .mark_full(&self.container, &[], tables.bat.entries(), |block| self.is_full_on_disk(tables, block))?;
-            self.container.sync()?;
-        }
-        Ok(())
-    }
 }

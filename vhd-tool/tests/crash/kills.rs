@@ -255,7 +255,7 @@ impl Rounds {
         if number.is_multiple_of(10) {
             let collected = collect(self.path()).unwrap();
             assert!(collected.failed.is_empty(), "{collected:?}");
-            self.resumed += collected.merged.iter().filter(|outcome| outcome.moved.resumed.0 > 0).count();
+            self.resumed += collected.merged.iter().filter(|merged| merged.outcome.resumed.0 > 0).count();
             assert_eq!(scene::state_files(self.path()), <[String; 0]>::default());
             self.verify(Vec::new(), &context("collected"));
         }
