@@ -115,7 +115,7 @@ impl Report {
             nodes: merged.run.nodes,
             target: text(&merged.outcome.target),
             bytes: merged.outcome.moved.data.0,
-            bytes_resumed: merged.outcome.moved.resumed.0,
+            bytes_resumed: merged.outcome.resumed.0,
             relinked: texts(&merged.outcome.relinked),
             deleted: texts(&merged.outcome.deleted),
         });
