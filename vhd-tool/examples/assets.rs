@@ -15,8 +15,12 @@ fn main() -> io::Result<()> {
     let (completions, man) = (folder.join("completions"), folder.join("man"));
     fs::create_dir_all(&completions)?;
     fs::create_dir_all(&man)?;
-    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        clap_complete::generate_to(shell, &mut Cli::command(), "vhd-tool", &completions)?;
+    for mut program in [Cli::command(), coalesce_worker::program::Cli::command()] {
+        let name = program.get_name().to_owned();
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            clap_complete::generate_to(shell, &mut program, &name, &completions)?;
+        }
+        clap_mangen::generate_to(program.disable_help_subcommand(true), &man)?;
     }
-    clap_mangen::generate_to(Cli::command().disable_help_subcommand(true), &man)
+    Ok(())
 }

@@ -23,6 +23,8 @@ use crate::survey::{Survey, with_causes};
 
 /// What is to be collected, and how.
 #[derive(Debug, clap::Args)]
+// Its name is that of the command it is part of.
+#[group(skip)]
 pub struct Args {
     /// The repositories: folders of images
     #[arg(value_name = "DIR", required = true)]

@@ -4,8 +4,7 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coalesce_worker::RrdFile;
-use vhd_core::{Chain, ChainOptions, Volume};
+use vhd_core::{BlockSize, ByteCount, Chain, ChainOptions, Existing, NewImage, NewKind, Volume, create_file};
 
 use crate::disks::Disk;
 use crate::process::{Worker, until};
@@ -50,21 +49,16 @@ fn what_there_is_at_the_start_is_collected_in_all_repositories() {
 
 #[test]
 fn new_work_does_not_wait_for_a_long_merge() {
-    let (mut disk, mut other) = (Disk::large(), Disk::small());
+    let mut disk = Disk::large();
     disk.remove_snapshots();
-    // Both in one folder, where all names differ.
-    let names: Vec<_> = fs::read_dir(other.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
-    let moved = disk.path().join("other");
-    assert!(names.len() > 2 && !moved.exists());
     let worker = Worker::start(&[disk.path()], &["--poll", "86400", "--rate", "4M", "--threads", "2"]);
     worker.merging();
     // A volume of its own, with a snapshot that is deleted while the merge goes on.
-    let volume = disk.path().join("new.vhd");
-    testkit_create(&volume);
-    testkit::worker::snapshot(&volume, &disk.path().join("new-snapshot.vhd")).unwrap();
-    let open = Volume::open(&volume, &ChainOptions::default()).unwrap();
-    open.close().unwrap();
-    fs::remove_file(disk.path().join("new-snapshot.vhd")).unwrap();
+    let (volume, snapshot) = (disk.path().join("new.vhd"), disk.path().join("new-snapshot.vhd"));
+    let new = NewImage::new(ByteCount(4 << 20), NewKind::Dynamic { block_size: BlockSize::DEFAULT });
+    create_file(&volume, &new, Existing::Keep).unwrap();
+    testkit::worker::snapshot(&volume, &snapshot).unwrap();
+    fs::remove_file(snapshot).unwrap();
     let start = Instant::now();
     let images = || fs::read_dir(disk.path()).unwrap().count();
     let before = images();
@@ -76,13 +70,6 @@ fn new_work_does_not_wait_for_a_long_merge() {
     worker.told(&["set-rate", "none"]);
     until("all is merged", || (disk.images() == 2).then_some(()));
     disk.model.verify();
-    other.remove_snapshots();
-}
-
-fn testkit_create(path: &std::path::Path) {
-    use vhd_core::{BlockSize, ByteCount, Existing, NewImage, NewKind, create_file};
-    let new = NewImage::new(ByteCount(4 << 20), NewKind::Dynamic { block_size: BlockSize::DEFAULT });
-    create_file(path, &new, Existing::Keep).unwrap();
 }
 
 #[test]
@@ -94,13 +81,12 @@ fn what_waits_for_a_volume_goes_on_as_soon_as_it_is_released() {
     let status = worker.settled();
     assert!(!status.repositories[0].waiting.is_empty(), "{status}");
     println!("{status}");
-    let reader = |path| Chain::open(path, &ChainOptions::default()).unwrap();
     writer.close().unwrap();
     disk.merged();
 
     let mut disk = Disk::small();
     disk.delete_snapshots();
-    let open = reader(&disk.volume);
+    let open = Chain::open(&disk.volume, &ChainOptions::default()).unwrap();
     let worker = Worker::start(&[disk.path()], &NEVER);
     worker.settled();
     drop(open);
@@ -176,5 +162,4 @@ fn metrics_are_written_to_files() {
     worker.signal("TERM");
     assert_eq!(worker.ended().0.code(), Some(0));
     assert!(!rrd.exists(), "xcp-rrdd knows by that that there will be no more");
-    drop(RrdFile::new(&rrd));
 }

@@ -6,6 +6,7 @@ mod coalesce;
 mod compare;
 mod convert;
 mod create;
+mod gc;
 mod help;
 mod info;
 mod life_cycle;
