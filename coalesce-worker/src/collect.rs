@@ -108,10 +108,12 @@ impl Repository {
             let survey = Survey::of(self)?;
             let report = |collected: &mut Collected| {
                 let unfinished = recovered.waiting.iter();
-                collected.waiting = unfinished
-                    .map(|it| Waiting { path: it.path.clone(), reason: with_causes(&it.reason) })
-                    .chain(survey.waiting.iter().cloned())
-                    .collect();
+                collected.waiting =
+                    unfinished.map(|it| Waiting { path: it.path.clone(), reason: with_causes(&it.reason) }).collect();
+                // What is to be finished first says more than that the image is in use.
+                let is_told = |path: &PathBuf| recovered.waiting.iter().any(|unfinished| unfinished.path == *path);
+                let others = survey.waiting.iter().filter(|waiting| !is_told(&waiting.path));
+                collected.waiting.extend(others.cloned());
                 collected.isolated = survey.isolated.clone();
             };
             report(&mut collected);

@@ -17,10 +17,11 @@ fn main() -> io::Result<()> {
     fs::create_dir_all(&man)?;
     for mut program in [Cli::command(), coalesce_worker::program::Cli::command()] {
         let name = program.get_name().to_owned();
+        // Before completions add the `help` command.
+        clap_mangen::generate_to(program.clone().disable_help_subcommand(true), &man)?;
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             clap_complete::generate_to(shell, &mut program, &name, &completions)?;
         }
-        clap_mangen::generate_to(program.disable_help_subcommand(true), &man)?;
     }
     Ok(())
 }

@@ -86,7 +86,8 @@ impl Worker {
 
     /// Waits until all repositories have been collected and nothing more is done.
     pub(crate) fn settled(&self) -> Status {
-        let quiet = |log: &str| log.lines().last().is_some_and(|line| line.contains("Nothing"));
+        let last = |log: &str| log.lines().rfind(|line| line.contains(" collected ")).map(str::to_owned);
+        let quiet = |log: &str| last(log).is_some_and(|line| line.contains("Nothing"));
         until("the worker has nothing to do", || {
             let before = self.log();
             thread::sleep(Duration::from_millis(300));
