@@ -16,7 +16,7 @@ use crate::merge::{Merge, MergeError, MergeOptions, Moved};
 use crate::plan::{Plan, Unit};
 use crate::record::{Direction, MergeIntent, Record, Stamp};
 use crate::repository::{Repository, StructureLock};
-use crate::run::{LockedRun, Neighbours, Run, is_free, open_child};
+use crate::run::{LockedRun, Neighbours, Run, is_free, open_child, stamp};
 use crate::steps::{self, Steps};
 use crate::target::Target;
 use crate::yielding;
@@ -170,7 +170,12 @@ impl<'a> Coalesce<'a> {
     /// run goes on at the last checkpoint.
     pub fn execute(self, options: &MergeOptions<'_>) -> Result<Outcome, CoalesceError> {
         let resumed = self.resumed_data();
-        let Self { repository, run, locked, plan, intent, interrupted, superseded, .. } = self;
+        let Self { repository, run, locked, plan, mut intent, interrupted, superseded, .. } = self;
+        if intent.node_is_volume && intent.volume.is_none() {
+            // It was written to just now. A moment later that shows, and the merge can be resumed if it must.
+            std::thread::sleep(Stamp::TICK);
+            intent.volume = stamp(run.node().path())?;
+        }
         let LockedRun { mut target, sources: locks } = locked;
         let from = interrupted.as_ref().map_or(Sector(0), |interrupted| interrupted.from);
         let units = &plan.units()[plan.units().partition_point(|unit| unit.sectors.end <= from)..];
@@ -197,6 +202,7 @@ impl<'a> Coalesce<'a> {
             }
         };
         journal.append(&Record::Merged)?;
+        (options.merged)();
         let structure = repository.lock_structure()?;
         let finish = Finish { repository, intent: &intent, relinked: BTreeSet::new(), target, locks };
         let Finished { target, relinked, deleted, waits_for } = finish.run(journal, &structure)?;

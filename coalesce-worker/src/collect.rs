@@ -17,7 +17,7 @@ use crate::merge::{MergeError, MergeOptions};
 use crate::record::{FileId, Record};
 use crate::repository::Repository;
 use crate::run::lock_source;
-use crate::status::{Entry, Isolated, RunTotals, Waiting};
+use crate::status::{Entry, Isolated, Phase, RunTotals, Waiting};
 use crate::survey::{PlannedRun, Survey, SurveyError, with_causes};
 use crate::transfer::CopyMethod;
 
@@ -254,6 +254,7 @@ impl Pass<'_> {
         let outcome = prepared.execute(&MergeOptions {
             threads,
             progress: &progress,
+            merged: &|| handle.iter().for_each(|handle| handle.set_phase(Phase::Finishing)),
             budget,
             abort,
             method: *method,

@@ -83,7 +83,7 @@ impl Repository {
     /// Does the rest for a process that died.
     pub(crate) fn finish_delete(&self, id: &FileId, structure: &StructureLock) -> Result<(), DeleteError> {
         let path = self.absolute(&id.path);
-        if id.is_at(&path) {
+        if id.is_at(&path)? {
             self.hide_and_remove(Image::open_writable(&path)?, structure)?;
         }
         Ok(())

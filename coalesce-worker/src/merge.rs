@@ -59,6 +59,8 @@ pub struct MergeOptions<'a> {
     pub threads: Option<NonZeroUsize>,
     /// Told after each piece how many bytes of data have moved so far.
     pub progress: &'a (dyn Fn(ByteCount) + Sync),
+    /// Told when all data has moved.
+    pub merged: &'a (dyn Fn() + Sync),
     /// What this merge and others together may take.
     pub budget: &'a Budget,
     /// Stops the merge.

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use vhd_core::{FileOffset, HEADER_SIZE, HeaderChange, Image, Layer, Lock, ReadOnly};
+use vhd_core::{FileOffset, HEADER_SIZE, HeaderChange, Image, Layer, Lock, OpenError, ReadOnly};
 
 /// One record. The first of a journal says what is to be done, those that follow how far it has come.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,7 +121,7 @@ pub(crate) struct Stamp {
 
 impl Stamp {
     /// What the file system's clock may not tell apart.
-    const TICK: Duration = Duration::from_millis(50);
+    pub(crate) const TICK: Duration = Duration::from_millis(50);
 
     /// Takes the stamp of a file; `None` where it cannot be told from one that is written to right now.
     pub(crate) fn of(path: &Path) -> io::Result<Option<Self>> {
@@ -165,11 +165,17 @@ impl FileId {
     }
 
     /// Tells whether the file at `path` is this one.
-    pub(crate) fn is_at(&self, path: &Path) -> bool {
+    ///
+    /// # Errors
+    /// A file that is there and cannot be read: it may be.
+    pub(crate) fn is_at(&self, path: &Path) -> Result<bool, OpenError> {
         if self.unique_id.is_nil() {
-            return path.exists();
+            return Ok(path.exists());
         }
-        let image = Image::<ReadOnly>::open(path, Lock::None);
-        image.is_ok_and(|image| image.footer().unique_id() == self.unique_id)
+        match Image::<ReadOnly>::open(path, Lock::None) {
+            Ok(image) => Ok(image.footer().unique_id() == self.unique_id),
+            Err(OpenError::Storage(error)) if error.source.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            Err(_) => Ok(false),
+        }
     }
 }

@@ -103,7 +103,6 @@ impl Run {
         let id = |layer: &Layer| FileId::of(layer, repository.relative(layer.path()));
         let (target, node) = (self.target(), self.node());
         let is_volume = self.direction == Direction::Down && !is_hidden(node);
-        let stamp = || Stamp::of(node.path()).map_err(FileError::when(node.path(), "tell when it was changed"));
         Ok(MergeIntent {
             direction: self.direction,
             keep,
@@ -112,7 +111,7 @@ impl Run {
             target_hidden: is_hidden(target),
             sources: self.sources().iter().map(id).collect(),
             node_is_volume: is_volume,
-            volume: if is_volume { stamp()? } else { None },
+            volume: if is_volume { stamp(node.path())? } else { None },
             beneath: self.beneath.as_ref().map(id),
         })
     }
@@ -139,6 +138,11 @@ pub(crate) struct LockedRun {
 /// Locks an image that is only read.
 pub(crate) fn lock_source(path: &Path) -> Result<FileStorage, FileError> {
     FileStorage::open_writable(path).map_err(FileError::when(path, "lock it"))
+}
+
+/// Takes the stamp of a volume.
+pub(crate) fn stamp(volume: &Path) -> Result<Option<Stamp>, FileError> {
+    Stamp::of(volume).map_err(FileError::when(volume, "tell when it was changed"))
 }
 
 fn is_hidden(layer: &Layer) -> bool {

@@ -197,7 +197,7 @@ impl Repository {
         let new_volume = FileId { path: intent.volume.clone(), unique_id: intent.new_volume_id };
         let (base, volume) = (self.absolute(&intent.base), self.absolute(&intent.volume));
         // The new child may have been deleted or replaced since it took the volume's place; the base tells.
-        let took_place = new_volume.is_at(&volume)
+        let took_place = new_volume.is_at(&volume)?
             || base.exists() && !is_same_file(&base, &volume) && !self.absolute(&intent.prepared_volume).exists();
         if !took_place {
             return self.take_back_snapshot(intent, structure);

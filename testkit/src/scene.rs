@@ -85,7 +85,7 @@ impl Scene {
 
     /// Writes the pattern of a tag to sectors of an image.
     pub fn write(&self, name: &str, sectors: Range<u64>, tag: u16) {
-        let volume = Volume::open(&self.file(name), &ChainOptions::default()).expect("the image opens");
+        let volume = patiently(|| Volume::open(&self.file(name), &ChainOptions::default())).expect("the image opens");
         let range = SectorRange::between(Sector(sectors.start), Sector(sectors.end));
         volume.write(range, &pattern::fill(range, tag)).expect("the image can be written");
         volume.close().expect("the image closes");
@@ -101,8 +101,8 @@ impl Scene {
 
     /// Makes an image an inner node.
     pub fn hide(&self, name: &str) {
-        let hidden = Image::open_writable(&self.file(name)).map(|mut image| image.set_hidden(true));
-        hidden.expect("the image opens").expect("the image can be hidden");
+        let mut image = patiently(|| Image::open_writable(&self.file(name))).expect("the image opens");
+        image.set_hidden(true).expect("the image can be hidden");
     }
 
     /// Makes all files look as if nobody had changed them for years.
@@ -113,6 +113,20 @@ impl Scene {
             file.set_modified(time).expect("the file is ours");
         }
     }
+}
+
+/// Tries for a while: a process that another test is just starting shares our locks until it is a program of its own.
+///
+/// # Errors
+/// Those of the last time.
+pub fn patiently<T, E>(work: impl Fn() -> Result<T, E>) -> Result<T, E> {
+    for _ in 0..100 {
+        if let Ok(done) = work() {
+            return Ok(done);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    work()
 }
 
 /// Reads what every visible volume of a folder holds, by file name.

@@ -24,6 +24,7 @@ pub fn with_options<T>(progress: &(dyn Fn(ByteCount) + Sync), work: impl FnOnce(
     work(&MergeOptions {
         threads: NonZeroUsize::new(2),
         progress,
+        merged: &|| (),
         budget: &budget,
         abort: &abort,
         method: CopyMethod::Auto,

@@ -46,6 +46,7 @@ fn merge(leaf: PathBuf, base: PathBuf, checkpoint: u64) -> Result<f64, Failure> 
     let options = MergeOptions {
         threads: None,
         progress: &|_| {},
+        merged: &|| (),
         budget: &budget,
         abort: &abort,
         method: CopyMethod::Auto,

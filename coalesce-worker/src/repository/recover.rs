@@ -149,13 +149,12 @@ impl Repository {
             return Ok(waits_for.map_or(Outcome::Finished, Outcome::in_use));
         }
         let target_path = self.absolute(&intent.target.path);
-        let is_there = |file: &FileId| file.is_at(&self.absolute(&file.path));
         if !records.contains(&Record::Merged) {
             for source in &intent.sources {
                 mend(&self.absolute(&source.path), None)?;
             }
             mend(&target_path, Some(intent))?;
-            if intent.files().all(is_there) {
+            if self.has_all(intent)? {
                 return Ok(Outcome::Interrupted(self.absolute(&intent.node().path)));
             }
             // The run is no longer there.
@@ -168,17 +167,27 @@ impl Repository {
             return Ok(Outcome::in_use(image));
         }
         let node = self.absolute(&intent.node().path);
-        if intent.direction == Direction::Down && !target_path.exists() && intent.target.is_at(&node) {
+        if intent.direction == Direction::Down && !target_path.exists() && intent.target.is_at(&node)? {
             // The target has taken the node's name.
             remove_obsolete(self, journal, &intent.sources[1..], BTreeSet::new(), structure)?;
             return Ok(Outcome::Finished);
         }
-        if !intent.files().all(is_there) {
+        if !self.has_all(intent)? {
             journal.remove()?;
             return Ok(Outcome::Finished);
         }
         let relinked = headers(records).map(|header| self.absolute(&header.image)).collect();
         self.finish_merge(journal, intent, relinked, structure)
+    }
+
+    /// Tells whether the images of a run are all where they were.
+    fn has_all(&self, intent: &MergeIntent) -> Result<bool, OpenError> {
+        for file in intent.files() {
+            if !file.is_at(&self.absolute(&file.path))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Does what follows a merge, with all images of the run locked.

@@ -302,7 +302,9 @@ impl Drop for RunHandle {
         runs.retain(|run| !Arc::ptr_eq(run, &self.progress));
         self.entry.bytes_moved.fetch_add(self.progress.moved(), Ordering::SeqCst);
         if self.merged {
-            self.entry.nodes_merged.fetch_add(u64::from(self.progress.totals.nodes), Ordering::SeqCst);
+            // One of the images stays.
+            let gone = self.progress.totals.nodes.saturating_sub(1);
+            self.entry.nodes_merged.fetch_add(u64::from(gone), Ordering::SeqCst);
         }
     }
 }

@@ -54,6 +54,7 @@ fn merge(volume: &Path, direction: Direction, method: CopyMethod, detect_zeroes:
     let options = MergeOptions {
         threads: None,
         progress: &|_| {},
+        merged: &|| (),
         budget: &budget,
         abort: &abort,
         method,

@@ -69,6 +69,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
     let options = MergeOptions {
         threads: args.threads,
         progress: &|done| progress.set(done),
+        merged: &|| (),
         budget: &budget,
         abort: &abort,
         method: args.moving.copy_method,

@@ -100,6 +100,15 @@ impl Case {
     }
 }
 
+/// Opens a repository, in which nothing may be left to wait for.
+pub(crate) fn open(folder: &Path) -> Recovered {
+    let recovered = scene::patiently(|| {
+        let (_, recovered) = Repository::open(folder, ChainOptions::default()).unwrap();
+        if recovered.waiting.is_empty() { Ok(recovered) } else { Err(recovered) }
+    });
+    recovered.unwrap_or_else(|recovered| panic!("{recovered:?}"))
+}
+
 /// What opening a repository after an interruption did.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Opened {
@@ -153,8 +162,7 @@ impl Prepared {
     pub(crate) fn verify(&self, folder: &Path, end: End) -> Opened {
         let names = |folder: &Path| -> Vec<String> { scene::files(folder).into_keys().collect() };
         let before = names(folder);
-        let (repository, recovered) = Repository::open(folder, ChainOptions::default()).unwrap();
-        assert!(recovered.waiting.is_empty(), "{recovered:?}");
+        let recovered = open(folder);
         let left = scene::state_files(folder);
         assert_eq!(left.len(), recovered.interrupted.len(), "left over: {left:?}, {recovered:?}");
         self.verify_volumes(folder, end);
@@ -164,14 +172,13 @@ impl Prepared {
         }
 
         let bytes = scene::files(folder);
-        let (_, again) = Repository::open(folder, ChainOptions::default()).unwrap();
-        assert_eq!((again.finished, again.waiting.len()), (0, 0), "{again:?}");
+        let again = open(folder);
+        assert_eq!(again.finished, 0, "{again:?}");
         let now = scene::files(folder);
         assert!(now.keys().eq(bytes.keys()), "a second recovery made {:?} of {:?}", now.keys(), bytes.keys());
         let changed: Vec<_> =
             bytes.iter().filter(|(name, bytes)| now[*name] != **bytes).map(|(name, _)| name).collect();
         assert!(changed.is_empty(), "a second recovery changed {changed:?}");
-        drop(repository);
         self.opened(&recovered, &before, now.keys())
     }
 

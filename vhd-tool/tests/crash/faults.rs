@@ -75,7 +75,8 @@ fn failing_calls_lose_nothing() {
         let (prepared, tried) = (case.prepare(), Tried::default());
         // This binary prints by itself when it is another program.
         let calls = CHANGING.into_iter().chain(["openat"]).filter(|call| {
-            *call != "write" || !matches!(prepared.case.program, Program::Collect | Program::CollectSlowly | Program::Recover)
+            *call != "write"
+                || !matches!(prepared.case.program, Program::Collect | Program::CollectSlowly | Program::Recover)
         });
         let all: Vec<_> = calls.flat_map(|call| FAULTS.map(|fault| (call, fault))).collect();
         side_by_side(all.into_iter(), |(call, fault)| {

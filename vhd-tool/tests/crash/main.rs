@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod case;
+mod defects;
 mod faults;
 mod full;
 mod kills;

@@ -1,8 +1,8 @@
 //! The programs under test: `vhd-tool`, and this very test binary for what has no command of its own.
 
 use std::env;
-use std::path::Path;
 use std::num::NonZeroU64;
+use std::path::Path;
 use std::process::Command;
 
 use coalesce_worker::{Abort, Budget, CollectOptions, Collected, CopyMethod, Limits, Repository};
@@ -81,7 +81,10 @@ fn runs_as_another_program() {
 const SLOW: Limits = Limits { bytes_per_second: NonZeroU64::new(32 << 20), in_flight: None };
 
 fn all_done(collected: Collected) -> Result<(), Vec<String>> {
-    let errors: Vec<_> = collected.failed.iter().map(|failed| failed.error.to_string()).collect();
+    let failed = collected.failed.iter().map(|failed| failed.error.to_string());
+    let left = collected.waiting.iter().map(|waiting| waiting.reason.clone());
+    let isolated = collected.isolated.iter().map(|isolated| isolated.reason.clone());
+    let errors: Vec<_> = failed.chain(left).chain(isolated).collect();
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
