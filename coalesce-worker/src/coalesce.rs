@@ -104,7 +104,7 @@ impl<'a> Coalesce<'a> {
         let neighbours = Neighbours::of(repository, run.layers().iter().map(Layer::path))?;
         neighbours.check_only_children(&identities(&run), &BTreeSet::new())?;
         let ending = choose_ending(&run, &neighbours, request)?;
-        let intent = run.intent(repository, request.keep)?;
+        let intent = run.intent(repository, request.keep, ending == Ending::TakeName)?;
         let (interrupted, superseded) = find_interrupted(repository, &intent, &structure)?;
         drop(structure);
 

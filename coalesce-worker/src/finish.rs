@@ -102,6 +102,10 @@ impl Finish<'_> {
         let size = node_size(&node)?;
         self.target.cut(size)?;
         let children = neighbours.children_of(&node, node_id)?;
+        if let Some(child) = children.first().filter(|_| self.intent.takes_name && self.intent.node_is_volume) {
+            // The volume has got a child since, and must stay.
+            return Err(CoalesceError::OtherChild { node, child: child.clone() });
+        }
         if children.is_empty() && self.relinked.is_empty() {
             self.take_place_of(&node)?;
             return self.linked(journal, node, &self.intent.sources[1..], BTreeSet::new());

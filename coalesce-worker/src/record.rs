@@ -81,6 +81,9 @@ pub(crate) struct MergeIntent {
     pub(crate) node_is_volume: bool,
     /// Its state then, where it could be told.
     pub(crate) volume: Option<Stamp>,
+    /// Whether the newest source has no children, so that the target takes its name.
+    #[serde(default)]
+    pub(crate) takes_name: bool,
     /// What lies beneath the run.
     pub(crate) beneath: Option<FileId>,
 }

@@ -99,7 +99,12 @@ impl Run {
     }
 
     /// What a journal says of its merge.
-    pub(crate) fn intent(&self, repository: &Repository, keep: bool) -> Result<MergeIntent, CoalesceError> {
+    pub(crate) fn intent(
+        &self,
+        repository: &Repository,
+        keep: bool,
+        takes_name: bool,
+    ) -> Result<MergeIntent, CoalesceError> {
         let id = |layer: &Layer| FileId::of(layer, repository.relative(layer.path()));
         let (target, node) = (self.target(), self.node());
         let is_volume = self.direction == Direction::Down && !is_hidden(node);
@@ -113,6 +118,7 @@ impl Run {
             sources: self.sources().iter().map(id).collect(),
             node_is_volume: is_volume,
             volume: if is_volume { stamp()? } else { None },
+            takes_name,
             beneath: self.beneath.as_ref().map(id),
         })
     }

@@ -5,4 +5,5 @@
 mod coalesce;
 mod collect;
 mod model;
+mod review;
 mod snapshot;

@@ -1,0 +1,129 @@
+//! What must not be lost: repositories that are changed between a crash and the recovery, or while others read.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use coalesce_worker::{
+    Abort, Budget, Coalesce, CollectOptions, CopyMethod, Direction, MergeOptions, Repository, Request,
+};
+use testkit::model::{Model, Start, read_all};
+use testkit::{pattern, worker};
+use vhd_core::{
+    BlockSize, ByteCount, Chain, ChainOptions, Existing, Image, Lock, NewImage, NewKind, ParentLink, Sector,
+    SectorCount, SectorRange, Volume, create_file,
+};
+
+fn open(folder: &Path) -> Repository {
+    Repository::open(folder, ChainOptions::default()).unwrap().0
+}
+
+fn collect(folder: &Path) -> coalesce_worker::Collected {
+    let (budget, abort) = (Budget::default(), Abort::new());
+    let options = CollectOptions {
+        threads: None,
+        budget: &budget,
+        abort: &abort,
+        method: CopyMethod::Auto,
+        detect_zeroes: false,
+        board: None,
+    };
+    open(folder).collect(&options).unwrap()
+}
+
+fn write(model: &mut Model, volume: &Path, start: u64, count: u64, tag: u16) {
+    let range = SectorRange::new(Sector(start), SectorCount(count));
+    model.change(volume, |open, content| {
+        let data = pattern::fill(range, tag);
+        open.write(range, &data).unwrap();
+        content[start as usize * 512..][..data.len()].copy_from_slice(&data);
+    });
+}
+
+/// Takes a snapshot; gives it and the new base.
+fn snapshot(model: &mut Model, volume: &Path) -> (PathBuf, PathBuf) {
+    let before = model.volumes();
+    model.snapshot(volume);
+    let twin = model.volumes().into_iter().find(|path| !before.contains(path)).unwrap();
+    let chain = Chain::open(volume, &ChainOptions::default()).unwrap();
+    (twin, chain.layers()[1].path().to_path_buf())
+}
+
+fn delete(model: &mut Model, volume: &Path) {
+    open(model.path()).delete(volume).unwrap();
+    model.forget(volume);
+}
+
+/// A volume on a hidden base that nobody else needs.
+fn volume_on_base() -> (Model, PathBuf, PathBuf) {
+    let mut model = Model::default();
+    model.create(Start::Dynamic(BlockSize::new(4096).unwrap()), 400);
+    let volume = model.volumes().remove(0);
+    write(&mut model, &volume, 0, 200, 1);
+    let (twin, base) = snapshot(&mut model, &volume);
+    delete(&mut model, &twin);
+    write(&mut model, &volume, 100, 50, 2);
+    (model, volume, base)
+}
+
+/// Merges, and has the steps that follow fail, as a crash after the merge does: one file is not there meanwhile.
+fn merge_and_die(request: &Request, missing: &Path) {
+    std::thread::sleep(Duration::from_millis(150));
+    let repository = worker::repository_of(&request.node, &ChainOptions::default());
+    let away = repository.folder().join(".vhd/away");
+    let prepared = Coalesce::prepare(&repository, request).unwrap();
+    let hide = |_| drop(fs::rename(missing, &away));
+    worker::with_options(&hide, |options| prepared.execute(options)).unwrap_err();
+    fs::rename(&away, missing).unwrap();
+    assert!(journals(&repository).iter().any(|text| text.contains("merged")));
+}
+
+fn journals(repository: &Repository) -> Vec<String> {
+    let entries = fs::read_dir(repository.folder().join(".vhd")).unwrap().map(|entry| entry.unwrap().path());
+    let journals = entries.filter(|path| path.extension().is_some_and(|extension| extension == "journal"));
+    journals.map(|path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned()).collect()
+}
+
+fn request(node: &Path, into: Option<&Path>, direction: Direction) -> Request {
+    Request { node: node.into(), into: into.map(Path::to_path_buf), direction, keep: false }
+}
+
+/// Leaves the journal of a process that has died.
+fn leave_journal(folder: &Path, records: &[String]) {
+    let mut bytes = b"vhdjrnl1".to_vec();
+    for text in records {
+        let mut framed = (text.len() as u32).to_be_bytes().to_vec();
+        framed.extend(text.as_bytes());
+        let crc = !framed.iter().fold(!0_u32, |crc, &byte| {
+            (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 })
+        });
+        bytes.extend(&framed[..4]);
+        bytes.extend(crc.to_be_bytes());
+        bytes.extend(text.as_bytes());
+    }
+    fs::create_dir_all(folder.join(".vhd")).unwrap();
+    fs::write(folder.join(".vhd/left.journal"), bytes).unwrap();
+}
+
+fn unique_id(path: &Path) -> String {
+    Image::open(path, Lock::None).unwrap().footer().unique_id().to_string()
+}
+
+fn name(path: &Path) -> &str {
+    path.file_name().unwrap().to_str().unwrap()
+}
+
+/// It is no leaf any more, and no longer what the base may take the name of.
+#[test]
+fn a_volume_that_got_a_child_after_its_merge_stays() {
+    let (model, volume, _) = volume_on_base();
+    merge_and_die(&request(&volume, None, Direction::Down), &volume);
+    let child = model.path().join("child.vhd");
+    let parent = ParentLink::new(model.path(), &volume, Image::open(&volume, Lock::None).unwrap().footer().unique_id());
+    let kind = NewKind::Differencing { block_size: BlockSize::DEFAULT, parent: parent.unwrap() };
+    create_file(&child, &NewImage::new(ByteCount(400 * 512), kind), Existing::Keep).unwrap();
+    let repository = open(model.path());
+    model.verify();
+    assert!(read_all(&Chain::open(&child, repository.options()).unwrap()) == model.content(&volume));
+    assert!(!Image::open(&volume, Lock::None).unwrap().footer().hidden());
+}
