@@ -7,16 +7,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vhd_core::{ByteCount, Container, FileError, FileStorage, Image, OpenError, sync_folder};
+use vhd_core::{
+    ByteCount, Container, FileError, FileStorage, HEADER_SIZE, Image, Lock, OpenError, ReadOnly, sync_folder,
+};
 
 use super::{Repository, StructureLock};
-use crate::coalesce::reopen_target;
+use crate::coalesce::{Request, reopen_target};
 use crate::delete::DeleteError;
 use crate::error::CoalesceError;
 use crate::finish::{Finish, remove_obsolete};
 use crate::journal::Journal;
 use crate::record::{Direction, FileId, HeaderRecord, MergeIntent, Record};
-use crate::run::lock_source;
+use crate::run::{Run, lock_source};
 use crate::snapshot::SnapshotError;
 use crate::target::Target;
 
@@ -212,9 +214,35 @@ impl Repository {
             journal.remove()?;
             return Ok(Outcome::Finished);
         }
+        if intent.direction == Direction::Up && !self.is_all_merged(intent, &target)? {
+            target.close()?;
+            journal.remove()?;
+            return Ok(Outcome::Finished);
+        }
         let finish = Finish { repository: self, intent, relinked, target, locks };
         let waits_for = finish.run(journal, structure)?.waits_for;
         Ok(waits_for.map_or(Outcome::Finished, Outcome::in_use))
+    }
+
+    /// Tells whether a node that was merged into can do without the sources, as its journal says: it may have grown, or
+    /// been restored, and what lies beneath may be another since.
+    fn is_all_merged(&self, intent: &MergeIntent, target: &Target) -> Result<bool, CoalesceError> {
+        let node = self.absolute(&intent.node().path);
+        let Target::Vhd(image) = target else { return Err(CoalesceError::FlatSource { path: node }) };
+        let (newest, oldest) = (&intent.sources[0], &intent.sources[intent.sources.len() - 1]);
+        let parent = image.header().filter(|_| image.is_differencing()).map(vhd_core::Header::parent_unique_id);
+        if parent != Some(newest.unique_id) {
+            // It stands already.
+            return Ok(true);
+        }
+        let into = Some(self.absolute(&oldest.path));
+        let request = Request { node: node.clone(), into, direction: Direction::Up, keep: intent.keep };
+        let run = match Run::open(self, &node, &request) {
+            Err(CoalesceError::NotAnAncestor { .. }) => return Ok(false),
+            run => run?,
+        };
+        let now = run.intent(self, intent.keep, intent.takes_name)?;
+        Ok(intent.is_resumed_by(&now) && run.plan()?.is_empty())
     }
 
     /// Finishes the change of a header; gives the image where somebody uses it.
@@ -226,7 +254,13 @@ impl Repository {
             storage => storage.map_err(FileError::when(&path, "open it"))?,
         };
         if let Some(change) = header.change() {
-            change.finish(&Container::new(path, Arc::new(storage)))?;
+            let container = Container::new(path, Arc::new(storage));
+            let mut found = [0; HEADER_SIZE.0 as usize];
+            container.read_at(&mut found, change.at)?;
+            // One that was not begun is left to whoever looks whether it is still right.
+            if found != change.old {
+                change.finish(&container)?;
+            }
         }
         Ok(None)
     }

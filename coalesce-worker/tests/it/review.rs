@@ -127,3 +127,25 @@ fn a_volume_that_got_a_child_after_its_merge_stays() {
     assert!(read_all(&Chain::open(&child, repository.options()).unwrap()) == model.content(&volume));
     assert!(!Image::open(&volume, Lock::None).unwrap().footer().hidden());
 }
+
+/// What it gained reads as zeros, and must not show what lies beneath the run.
+#[test]
+fn a_volume_that_grew_after_it_was_merged_into_reads_the_same() {
+    let mut model = Model::default();
+    model.create(Start::Dynamic(BlockSize::new(4096).unwrap()), 400);
+    let volume = model.volumes().remove(0);
+    write(&mut model, &volume, 0, 400, 1);
+    let (twin, beneath) = snapshot(&mut model, &volume);
+    delete(&mut model, &twin);
+    model.resize(&volume, 100);
+    write(&mut model, &volume, 10, 20, 2);
+    let (twin, middle) = snapshot(&mut model, &volume);
+    delete(&mut model, &twin);
+    write(&mut model, &volume, 50, 10, 3);
+    merge_and_die(&request(&volume, Some(&middle), Direction::Up), &beneath);
+    model.verify();
+    model.resize(&volume, 400);
+    model.verify();
+    open(model.path());
+    model.verify();
+}
