@@ -5,7 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use vhd_core::{
-    FileError, FolderError, Image, MetadataError, OpenError, ReadWrite, StorageError, folder_of, sync_folder,
+    DamagedFile, FileError, FolderError, Image, MetadataError, OpenError, ReadWrite, StorageError, folder_of,
+    sync_folder,
 };
 
 use crate::journal::Journal;
@@ -91,7 +92,9 @@ impl Repository {
     fn hide_and_remove(&self, mut image: Image<ReadWrite>, _: &StructureLock) -> Result<Deleted, DeleteError> {
         image.set_hidden(true)?;
         let path = image.path().to_path_buf();
-        if !self.scan()?.dependants(&path, image.footer().unique_id()).is_empty() {
+        let folder = self.scan()?;
+        let is_needed = !folder.dependants(&path, image.footer().unique_id()).is_empty();
+        if is_needed || folder.damaged().iter().any(DamagedFile::may_need_any) {
             return Ok(Deleted::Hidden);
         }
         remove_durably(&path)?;

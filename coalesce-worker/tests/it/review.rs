@@ -149,3 +149,14 @@ fn a_volume_that_grew_after_it_was_merged_into_reads_the_same() {
     open(model.path());
     model.verify();
 }
+
+/// A child whose header is lost may be a child of any image that seems to have none.
+#[test]
+fn what_a_damaged_image_may_need_is_kept() {
+    let (model, volume, base) = volume_on_base();
+    let mut bytes = fs::read(&volume).unwrap();
+    bytes[512..1536].fill(0);
+    fs::write(&volume, bytes).unwrap();
+    let collected = collect(model.path());
+    assert!(base.exists(), "{collected:?}");
+}
