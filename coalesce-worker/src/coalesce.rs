@@ -304,6 +304,10 @@ fn find_interrupted(
     for path in Journal::list(&repository.state())? {
         let Some((journal, records)) = Journal::take_over(&path)? else { continue };
         let Some(Record::Merge(other)) = records.first() else { continue };
+        if records.iter().any(|record| matches!(record, Record::Linked { .. })) {
+            // It only waits for readers to let go of what is to be deleted, and is to be remembered until they have.
+            continue;
+        }
         if other.is_resumed_by(intent) && same.is_none() {
             let checkpoint = records.iter().rev().find_map(|record| match record {
                 Record::Checkpoint { sector } => Some(Sector(*sector)),

@@ -160,3 +160,33 @@ fn what_a_damaged_image_may_need_is_kept() {
     let collected = collect(model.path());
     assert!(base.exists(), "{collected:?}");
 }
+
+/// Another merge of the image that took the data must not forget whom the first one waits for.
+#[test]
+fn what_a_reader_has_open_outlasts_the_next_merge() {
+    let mut model = Model::default();
+    model.create(Start::Dynamic(BlockSize::new(4096).unwrap()), 400);
+    let volume = model.volumes().remove(0);
+    let mut bases = Vec::new();
+    let mut twins = Vec::new();
+    for round in 1..5 {
+        write(&mut model, &volume, 20 * u64::from(round), 30, round);
+        let (twin, base) = snapshot(&mut model, &volume);
+        bases.push(base);
+        twins.push(twin);
+    }
+    write(&mut model, &volume, 5, 5, 9);
+    delete(&mut model, &twins[0]);
+    delete(&mut model, &twins[1]);
+    let user = Volume::open(&volume, &ChainOptions::default()).unwrap();
+    let outcome =
+        worker::coalesce(&request(&bases[2], Some(&bases[1]), Direction::Down), &ChainOptions::default()).unwrap();
+    assert_eq!(outcome.waits_for, Some(volume.canonicalize().unwrap()));
+    collect(model.path());
+    let collected = collect(model.path());
+    assert!(bases[2].exists(), "a reader has it open: {collected:?}");
+    user.close().unwrap();
+    collect(model.path());
+    model.verify();
+    assert!(!bases[2].exists());
+}
