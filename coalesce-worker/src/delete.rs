@@ -61,7 +61,8 @@ impl Repository {
     /// What [`DeleteError`] lists. A volume in use is refused.
     ///
     /// # Crash safety
-    /// Once it has been journaled, the volume is gone: whoever opens the repository next does the rest.
+    /// Hiding it decides: once that is durable the volume is gone, and whoever opens the repository next does the rest.
+    /// A process that dies before leaves it as it was.
     pub fn delete(&self, volume: &Path) -> Result<Deleted, DeleteError> {
         let volume = volume.canonicalize().map_err(FileError::when(volume, "open it"))?;
         if folder_of(&volume) != self.folder() {
@@ -84,7 +85,11 @@ impl Repository {
     pub(crate) fn finish_delete(&self, id: &FileId, structure: &StructureLock) -> Result<(), DeleteError> {
         let path = self.absolute(&id.path);
         if id.is_at(&path) {
-            self.hide_and_remove(Image::open_writable(&path)?, structure)?;
+            let image = Image::open_writable(&path)?;
+            // One that is visible was never hidden, or has been brought back since, and may hold what is new.
+            if image.footer().hidden() {
+                self.hide_and_remove(image, structure)?;
+            }
         }
         Ok(())
     }

@@ -113,7 +113,10 @@ impl Repository {
         let (path, done): (&Path, Result<(), WaitReason>) = match records.first() {
             Some(Record::Linked { obsolete, .. }) => {
                 let (path, readers) = (obsolete.first().map_or(Path::new(""), |file| &file.path), BTreeSet::new());
-                let removed = remove_obsolete(self, journal, obsolete, readers, structure);
+                // One that has been brought back since is somebody's volume.
+                let hidden: Vec<FileId> =
+                    obsolete.iter().filter(|file| is_hidden(&self.absolute(&file.path))).cloned().collect();
+                let removed = remove_obsolete(self, journal, &hidden, readers, structure);
                 return Ok(match removed {
                     Ok(_) => Outcome::Finished,
                     Err(error) => Outcome::Waits(Unfinished { path: self.absolute(path), reason: error.into() }),
@@ -301,6 +304,10 @@ fn holds_more_than_the_lock(state: &Path) -> Result<bool, FileError> {
         Err(error) => Err(FileError::when(state, "list the folder")(error)),
         Ok(entries) => Ok(entries.flatten().any(|entry| entry.file_name() != "lock")),
     }
+}
+
+fn is_hidden(path: &Path) -> bool {
+    Image::<ReadOnly>::open(path, Lock::None).is_ok_and(|image| image.footer().hidden())
 }
 
 /// The files to be deleted and the readers still to be waited for, once all images have been relinked.

@@ -190,3 +190,20 @@ fn what_a_reader_has_open_outlasts_the_next_merge() {
     model.verify();
     assert!(!bases[2].exists());
 }
+
+/// A deletion that had not begun, and one of a hidden image that has been brought back since.
+#[test]
+fn an_old_deletion_does_not_take_what_has_been_restored() {
+    for record in ["delete", "linked"] {
+        let (model, volume, _) = volume_on_base();
+        let file = format!(r#"{{"path":"{}","unique_id":"{}"}}"#, name(&volume), unique_id(&volume));
+        let text = match record {
+            "delete" => format!(r#"{{"record":"delete",{}"#, &file[1..]),
+            _ => format!(r#"{{"record":"linked","obsolete":[{file}],"readers":[]}}"#),
+        };
+        leave_journal(model.path(), &[text]);
+        open(model.path());
+        assert!(volume.exists(), "{record}");
+        model.verify();
+    }
+}
