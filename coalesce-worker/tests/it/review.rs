@@ -207,3 +207,20 @@ fn an_old_deletion_does_not_take_what_has_been_restored() {
         model.verify();
     }
 }
+
+/// Somebody puts a backup in the place of a volume while that is merged.
+#[test]
+fn what_was_put_in_the_volumes_place_is_not_replaced() {
+    let (model, volume, base) = volume_on_base();
+    let restored = model.path().join("restored.tmp");
+    let repository = open(model.path());
+    let prepared = Coalesce::prepare(&repository, &request(&volume, Some(&base), Direction::Down)).unwrap();
+    fs::copy(&volume, &restored).unwrap();
+    let identity = vhd_core::FileIdentity::at(&restored).unwrap();
+    let put = |_| drop(fs::rename(&restored, &volume));
+    let result = worker::with_options(&put, |options| prepared.execute(options));
+    assert!(vhd_core::FileIdentity::at(&volume).unwrap() == identity, "{result:?}");
+    open(model.path());
+    assert!(vhd_core::FileIdentity::at(&volume).unwrap() == identity);
+    model.verify();
+}
