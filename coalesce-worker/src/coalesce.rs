@@ -329,7 +329,8 @@ impl MergeIntent {
         let same_run = (self.direction, self.keep, &self.target, &self.sources, &self.beneath)
             == (now.direction, now.keep, &now.target, &now.sources, &now.beneath);
         let unchanged = !self.node_is_volume || self.volume.is_some() && self.volume == now.volume;
-        same_run && unchanged && self.node_is_volume == now.node_is_volume
+        let same_file = self.direction == Direction::Up || self.target_inode == now.target_inode;
+        same_run && same_file && unchanged && self.node_is_volume == now.node_is_volume
     }
 
     /// Tells whether the newest source is what it was when the merge began.

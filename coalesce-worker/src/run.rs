@@ -1,6 +1,8 @@
 //! A run: its images, who else needs them, and the locks that keep it as it is.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -107,6 +109,7 @@ impl Run {
     ) -> Result<MergeIntent, CoalesceError> {
         let id = |layer: &Layer| FileId::of(layer, repository.relative(layer.path()));
         let (target, node) = (self.target(), self.node());
+        let inode = fs::metadata(target.path()).map_err(FileError::when(target.path(), "look at it"))?;
         let is_volume = self.direction == Direction::Down && !is_hidden(node);
         let stamp = || Stamp::of(node.path()).map_err(FileError::when(node.path(), "tell when it was changed"));
         Ok(MergeIntent {
@@ -114,6 +117,7 @@ impl Run {
             keep,
             target: id(target),
             target_length: target.container().len()?.0,
+            target_inode: Some(inode.ino()),
             target_hidden: is_hidden(target),
             sources: self.sources().iter().map(id).collect(),
             node_is_volume: is_volume,

@@ -208,8 +208,10 @@ impl Repository {
                 lock => locks.push(Arc::new(lock?)),
             }
         }
-        if !intent.node_is_unchanged(&self.absolute(&intent.node().path)) {
-            // What was merged of the volume is not what it holds now.
+        // Once a child has been linked to the target, there is no way back.
+        let is_other_target = relinked.is_empty() && !intent.is_target(&target_path)?;
+        if is_other_target || !intent.node_is_unchanged(&self.absolute(&intent.node().path)) {
+            // What was merged is in another file than this, a backup perhaps. Or what was merged of the volume is not what it holds now.
             if let Target::Vhd(image) = &mut target {
                 image.set_hidden(intent.target_hidden)?;
             }

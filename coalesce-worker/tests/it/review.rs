@@ -224,3 +224,54 @@ fn what_was_put_in_the_volumes_place_is_not_replaced() {
     assert!(vhd_core::FileIdentity::at(&volume).unwrap() == identity);
     model.verify();
 }
+
+/// What a checkpoint says is true of the file that was written to, and of no copy of what it was before.
+#[test]
+fn a_target_that_was_restored_is_merged_into_from_the_start() {
+    let folder = testkit::scratch::folder();
+    let path = |name: &str| folder.path().join(name);
+    let kind = NewKind::Dynamic { block_size: BlockSize::DEFAULT };
+    create_file(&path("v.vhd"), &NewImage::new(ByteCount(64 << 20), kind), Existing::Keep).unwrap();
+    let fill = |tag: u16| {
+        let volume = Volume::open(&path("v.vhd"), &ChainOptions::default()).unwrap();
+        for block in 0..16 {
+            let range = SectorRange::new(Sector(block * 4096), SectorCount(4096));
+            volume.write(range, &pattern::fill(range, tag)).unwrap();
+        }
+        volume.close().unwrap();
+    };
+    fill(1);
+    let repository = open(folder.path());
+    repository.snapshot(&path("v.vhd"), &path("s.vhd")).unwrap();
+    fill(2);
+    let base = Chain::open(&path("v.vhd"), &ChainOptions::default()).unwrap().layers()[1].path().to_path_buf();
+    fs::remove_file(path("s.vhd")).unwrap();
+    let hash = || testkit::guest_sha256(&Chain::open(&path("v.vhd"), &ChainOptions::default()).unwrap()).unwrap();
+    let before = hash();
+    fs::copy(&base, path("backup")).unwrap();
+    std::thread::sleep(Duration::from_millis(150));
+    let (budget, abort) = (Budget::default(), Abort::new());
+    let progress = |moved: ByteCount| {
+        std::thread::sleep(Duration::from_millis(20));
+        if moved.0 > 24 << 20 {
+            abort.abort();
+        }
+    };
+    let request = request(&path("v.vhd"), None, Direction::Down);
+    let prepared = Coalesce::prepare(&repository, &request).unwrap();
+    let options = MergeOptions {
+        threads: None,
+        progress: &progress,
+        budget: &budget,
+        abort: &abort,
+        method: CopyMethod::ReadWrite,
+        detect_zeroes: false,
+    };
+    prepared.execute(&options).unwrap_err();
+    assert_eq!(hash(), before);
+    assert!(Coalesce::prepare(&repository, &request).unwrap().resumes_at().is_some_and(|at| at > Sector(0)));
+    fs::rename(path("backup"), &base).unwrap();
+    assert_eq!(hash(), before);
+    worker::coalesce(&request, &ChainOptions::default()).unwrap();
+    assert_eq!(hash(), before);
+}
