@@ -109,12 +109,14 @@ impl Repository {
     /// Opens a volume for writing. A merge that holds it is asked to let go; anybody else is given a moment: a process
     /// that starts another holds its locks twice until that has begun.
     pub(crate) fn claim(&self, volume: &Path) -> Result<Image<ReadWrite>, OpenError> {
-        let mut request = None;
+        let mut request: Option<YieldRequest> = None;
         let mut tries = yielding::MOMENT;
         loop {
             match Image::open_writable(volume) {
                 Err(error) if is_busy(&error) && tries > 0 => {
-                    if request.is_none() {
+                    if let Some(request) = &request {
+                        request.renew();
+                    } else {
                         request = YieldRequest::to_whoever_merges(self, volume);
                         tries = if request.is_some() { yielding::TRIES } else { tries };
                     }
