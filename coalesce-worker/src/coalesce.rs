@@ -104,7 +104,7 @@ impl<'a> Coalesce<'a> {
         let neighbours = Neighbours::of(repository, run.layers().iter().map(Layer::path))?;
         neighbours.check_only_children(&identities(&run), &BTreeSet::new())?;
         let ending = choose_ending(&run, &neighbours, request)?;
-        let intent = run.intent(repository, request.keep)?;
+        let intent = run.intent(repository, request.keep, ending == Ending::TakeName)?;
         let (interrupted, superseded) = find_interrupted(repository, &intent, &structure)?;
         drop(structure);
 
@@ -312,6 +312,10 @@ fn find_interrupted(
     for path in Journal::list(&repository.state())? {
         let Some((journal, records)) = Journal::take_over(&path)? else { continue };
         let Some(Record::Merge(other)) = records.first() else { continue };
+        if records.iter().any(|record| matches!(record, Record::Linked { .. })) {
+            // It only waits for readers to let go of what is to be deleted, and is to be remembered until they have.
+            continue;
+        }
         if other.is_resumed_by(intent) && same.is_none() {
             let checkpoint = records.iter().rev().find_map(|record| match record {
                 Record::Checkpoint { sector } => Some(Sector(*sector)),
@@ -333,7 +337,8 @@ impl MergeIntent {
         let same_run = (self.direction, self.keep, &self.target, &self.sources, &self.beneath)
             == (now.direction, now.keep, &now.target, &now.sources, &now.beneath);
         let unchanged = !self.node_is_volume || self.volume.is_some() && self.volume == now.volume;
-        same_run && unchanged && self.node_is_volume == now.node_is_volume
+        let same_file = self.direction == Direction::Up || self.target_inode == now.target_inode;
+        same_run && same_file && unchanged && self.node_is_volume == now.node_is_volume
     }
 
     /// Tells whether the newest source is what it was when the merge began.

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use vhd_core::{
-    FileError, FolderError, Image, MetadataError, OpenError, ReadWrite, StorageError, folder_of, sync_folder,
+    DamagedFile, FileError, FolderError, Image, MetadataError, OpenError, ReadWrite, StorageError, folder_of,
+    sync_folder,
 };
 
 use crate::journal::Journal;
@@ -61,7 +62,8 @@ impl Repository {
     /// What [`DeleteError`] lists. A volume in use is refused.
     ///
     /// # Crash safety
-    /// Once it has been journaled, the volume is gone: whoever opens the repository next does the rest.
+    /// Hiding it decides: once that is durable the volume is gone, and whoever opens the repository next does the rest.
+    /// A process that dies before leaves it as it was.
     pub fn delete(&self, volume: &Path) -> Result<Deleted, DeleteError> {
         let volume = volume.canonicalize().map_err(FileError::when(volume, "open it"))?;
         if folder_of(&volume) != self.folder() {
@@ -84,7 +86,11 @@ impl Repository {
     pub(crate) fn finish_delete(&self, id: &FileId, structure: &StructureLock) -> Result<(), DeleteError> {
         let path = self.absolute(&id.path);
         if id.is_at(&path)? {
-            self.hide_and_remove(Image::open_writable(&path)?, structure)?;
+            let image = Image::open_writable(&path)?;
+            // One that is visible was never hidden, or has been brought back since, and may hold what is new.
+            if image.footer().hidden() {
+                self.hide_and_remove(image, structure)?;
+            }
         }
         Ok(())
     }
@@ -92,7 +98,9 @@ impl Repository {
     fn hide_and_remove(&self, mut image: Image<ReadWrite>, _: &StructureLock) -> Result<Deleted, DeleteError> {
         image.set_hidden(true)?;
         let path = image.path().to_path_buf();
-        if !self.scan()?.dependants(&path, image.footer().unique_id()).is_empty() {
+        let folder = self.scan()?;
+        let is_needed = !folder.dependants(&path, image.footer().unique_id()).is_empty();
+        if is_needed || folder.damaged().iter().any(DamagedFile::may_need_any) {
             return Ok(Deleted::Hidden);
         }
         remove_durably(&path)?;
@@ -101,12 +109,15 @@ impl Repository {
 
     /// Opens a volume for writing. A merge that holds it is asked to let go.
     pub(crate) fn claim(&self, volume: &Path) -> Result<Image<ReadWrite>, OpenError> {
-        let mut request = None;
+        let mut request: Option<YieldRequest> = None;
         let start = Instant::now();
         loop {
             match Image::open_writable(volume) {
                 Err(error) if is_busy(&error) && start.elapsed() < yielding::PATIENCE => {
-                    request = request.or_else(|| YieldRequest::to_whoever_merges(self, volume));
+                    match &request {
+                        Some(request) => request.renew(),
+                        None => request = YieldRequest::to_whoever_merges(self, volume),
+                    }
                     if request.is_none() {
                         return Err(error);
                     }

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uuid::Uuid;
-use vhd_core::{ByteCount, FileError, FileStorage, HeaderChange, Image, ParentLink, ReadWrite, folder_of, sync_folder};
+use vhd_core::{
+    ByteCount, FileError, FileIdentity, FileStorage, HeaderChange, Image, ParentLink, ReadWrite, folder_of, sync_folder,
+};
 
 use crate::coalesce::first_in_use;
 use crate::delete::remove_durably;
@@ -99,9 +101,14 @@ impl Finish<'_> {
             self.stand(journal)?;
             return self.linked(journal, node, &self.intent.sources, readers);
         }
+        self.check_names()?;
         let size = node_size(&node)?;
         self.target.cut(size)?;
         let children = neighbours.children_of(&node, node_id)?;
+        if let Some(child) = children.first().filter(|_| self.intent.takes_name && self.intent.node_is_volume) {
+            // The volume has got a child since, and must stay.
+            return Err(CoalesceError::OtherChild { node, child: child.clone() });
+        }
         if children.is_empty() && self.relinked.is_empty() {
             self.take_place_of(&node)?;
             return self.linked(journal, node, &self.intent.sources[1..], BTreeSet::new());
@@ -125,6 +132,20 @@ impl Finish<'_> {
         let relative = readers.iter().map(|path| self.repository.relative(path)).collect();
         journal.append(&Record::Linked { obsolete: obsolete.to_vec(), readers: relative })?;
         Ok(Linked::Done { target, obsolete: obsolete.to_vec(), readers })
+    }
+
+    /// Refuses a run of which somebody has put another file in the place of an image: what is locked has lost its name.
+    fn check_names(&self) -> Result<(), CoalesceError> {
+        let target = self.target.container().storage().as_file().map(FileStorage::identity);
+        let locked = self.locks.iter().map(|lock| Some(lock.identity())).chain([target]);
+        for (file, identity) in self.intent.files().zip(locked) {
+            let path = self.path(file);
+            let found = FileIdentity::at(&path).map_err(FileError::when(&path, "look at it"))?;
+            if identity.is_some_and(|identity| identity != found) {
+                return Err(CoalesceError::Changed { node: path });
+            }
+        }
+        Ok(())
     }
 
     /// Makes an image a child of the target.

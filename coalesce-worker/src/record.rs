@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use vhd_core::{FileOffset, HEADER_SIZE, HeaderChange, Image, Layer, Lock, OpenError, ReadOnly};
+use vhd_core::{FileError, FileOffset, HEADER_SIZE, HeaderChange, Image, Layer, Lock, OpenError, ReadOnly};
 
 /// One record. The first of a journal says what is to be done, those that follow how far it has come.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +73,9 @@ pub(crate) struct MergeIntent {
     pub(crate) target: FileId,
     /// How long the target's file was.
     pub(crate) target_length: u64,
+    /// The target's inode: a copy or backup that has come in its place does not hold what was merged.
+    #[serde(default)]
+    pub(crate) target_inode: Option<u64>,
     /// Whether the target was hidden.
     pub(crate) target_hidden: bool,
     /// Newest first.
@@ -81,6 +84,9 @@ pub(crate) struct MergeIntent {
     pub(crate) node_is_volume: bool,
     /// Its state then, where it could be told.
     pub(crate) volume: Option<Stamp>,
+    /// Whether the newest source has no children, so that the target takes its name.
+    #[serde(default)]
+    pub(crate) takes_name: bool,
     /// What lies beneath the run.
     pub(crate) beneath: Option<FileId>,
 }
@@ -98,6 +104,12 @@ impl MergeIntent {
             Direction::Up => (Some(&self.target), None),
         };
         above.into_iter().chain(&self.sources).chain(below)
+    }
+
+    /// Tells whether the file at `path` is the one that was merged into. A merge up is looked at more closely than that.
+    pub(crate) fn is_target(&self, path: &Path) -> Result<bool, FileError> {
+        let found = fs::metadata(path).map_err(FileError::when(path, "look at it"))?;
+        Ok(self.direction == Direction::Up || self.target_inode.is_none_or(|inode| inode == found.ino()))
     }
 
     /// The newest image.

@@ -1,6 +1,8 @@
 //! A run: its images, who else needs them, and the locks that keep it as it is.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -99,19 +101,27 @@ impl Run {
     }
 
     /// What a journal says of its merge.
-    pub(crate) fn intent(&self, repository: &Repository, keep: bool) -> Result<MergeIntent, CoalesceError> {
+    pub(crate) fn intent(
+        &self,
+        repository: &Repository,
+        keep: bool,
+        takes_name: bool,
+    ) -> Result<MergeIntent, CoalesceError> {
         let id = |layer: &Layer| FileId::of(layer, repository.relative(layer.path()));
         let (target, node) = (self.target(), self.node());
+        let inode = fs::metadata(target.path()).map_err(FileError::when(target.path(), "look at it"))?;
         let is_volume = self.direction == Direction::Down && !is_hidden(node);
         Ok(MergeIntent {
             direction: self.direction,
             keep,
             target: id(target),
             target_length: target.container().len()?.0,
+            target_inode: Some(inode.ino()),
             target_hidden: is_hidden(target),
             sources: self.sources().iter().map(id).collect(),
             node_is_volume: is_volume,
             volume: if is_volume { stamp(node.path())? } else { None },
+            takes_name,
             beneath: self.beneath.as_ref().map(id),
         })
     }

@@ -84,6 +84,12 @@ impl Steps {
             }
             readers.push(lock_source(path)?);
         }
+        // One that came while the others were being locked is not, and from now on none can come.
+        let now = Neighbours::of(repository, run.layers().iter().map(Layer::path))?;
+        if now.descendants_of(&BTreeSet::from([run.node().path().to_path_buf()]))?.into_iter().ne(paths.iter().cloned())
+        {
+            return Ok(None);
+        }
         let open = |(layer, lock): (&Layer, &Arc<FileStorage>)| {
             Image::writable_from_container(Container::new(layer.path(), lock.clone()))
         };

@@ -88,8 +88,13 @@ impl Survey {
             ..Self::default()
         };
         let is_busy = |path: &PathBuf| !is_free(path).unwrap_or(false);
+        let unknown = folder.damaged().iter().find(|file| file.may_need_any());
+        let unreadable = folder.damaged().iter().find(|file| file.may_need_any() && file.is_unreadable());
         for path in forest.garbage() {
-            if is_busy(&path) {
+            if let Some(file) = unknown {
+                let reason = format!("deleted, but {} is damaged and may need it", file.path.display());
+                survey.waiting.push(Waiting { path, reason });
+            } else if is_busy(&path) {
                 survey.waiting.push(Waiting { path, reason: "deleted, but somebody uses it".into() });
             } else {
                 survey.garbage.push(path);
@@ -99,7 +104,14 @@ impl Survey {
         let planned: Vec<Vec<Result<PlannedRun, Waiting>>> = trees
             .into_par_iter()
             .map(|tree| {
-                let plan = |candidate| plan(repository, candidate, &interrupted, survey.free);
+                let plan = |candidate: Candidate| match unreadable {
+                    // It may be a child of any of these, and whole when it is read the next time.
+                    Some(file) => Some(Err(Waiting {
+                        path: candidate.images[0].clone(),
+                        reason: format!("{} cannot be read and may need it", file.path.display()),
+                    })),
+                    None => plan(repository, candidate, &interrupted, survey.free),
+                };
                 tree.into_iter().filter_map(plan).collect()
             })
             .collect();

@@ -101,6 +101,20 @@ pub struct DamagedFile {
     pub parent: Option<ParentName>,
 }
 
+impl DamagedFile {
+    /// Tells whether this may be a child of just any image: it cannot be read now, or is a VHD that has lost its header.
+    pub fn may_need_any(&self) -> bool {
+        self.parent.is_none() && (self.is_unreadable() || matches!(&*self.error, OpenError::Header { .. }))
+    }
+
+    /// Tells whether the storage failed, so that the file may be whole when it is read another time.
+    pub fn is_unreadable(&self) -> bool {
+        use io::ErrorKind::{InvalidInput, IsADirectory, NotFound};
+        matches!(&*self.error, OpenError::Storage(error)
+            if !matches!(error.source.kind(), NotFound | InvalidInput | IsADirectory))
+    }
+}
+
 /// Which files of a folder to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Files {

@@ -7,7 +7,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vhd_core::{ByteCount, Container, FileError, FileStorage, Header, Image, Lock, OpenError, ReadOnly, sync_folder};
+use vhd_core::{
+    ByteCount, Container, FileError, FileStorage, HEADER_SIZE, Image, Lock, OpenError, ReadOnly, sync_folder,
+};
 
 use super::{Repository, StructureLock};
 use crate::coalesce::{Request, reopen_target};
@@ -111,7 +113,10 @@ impl Repository {
         let (path, done): (&Path, Result<(), WaitReason>) = match records.first() {
             Some(Record::Linked { obsolete, .. }) => {
                 let (path, readers) = (obsolete.first().map_or(Path::new(""), |file| &file.path), BTreeSet::new());
-                let removed = remove_obsolete(self, journal, obsolete, readers, structure);
+                // One that has been brought back since is somebody's volume.
+                let hidden: Vec<FileId> =
+                    obsolete.iter().filter(|file| is_hidden(&self.absolute(&file.path))).cloned().collect();
+                let removed = remove_obsolete(self, journal, &hidden, readers, structure);
                 return Ok(match removed {
                     Ok(_) => Outcome::Finished,
                     Err(error) => Outcome::Waits(Unfinished { path: self.absolute(path), reason: error.into() }),
@@ -216,8 +221,10 @@ impl Repository {
                 lock => locks.push(Arc::new(lock?)),
             }
         }
-        if !intent.node_is_unchanged(&self.absolute(&intent.node().path)) {
-            // What was merged of the volume is not what it holds now.
+        // Once a child has been linked to the target, there is no way back.
+        let is_other_target = relinked.is_empty() && !intent.is_target(&target_path)?;
+        if is_other_target || !intent.node_is_unchanged(&self.absolute(&intent.node().path)) {
+            // What was merged is in another file than this, a backup perhaps. Or what was merged of the volume is not what it holds now.
             if let Target::Vhd(image) = &mut target {
                 image.set_hidden(intent.target_hidden)?;
             }
@@ -225,8 +232,7 @@ impl Repository {
             journal.remove()?;
             return Ok(Outcome::Finished);
         }
-        if intent.direction == Direction::Up && !self.holds_everything(intent)? {
-            // Whoever took something out of the target since cannot have known of the merge.
+        if intent.direction == Direction::Up && !self.is_all_merged(intent, &target)? {
             target.close()?;
             journal.remove()?;
             return Ok(Outcome::Finished);
@@ -236,16 +242,25 @@ impl Repository {
         Ok(waits_for.map_or(Outcome::Finished, Outcome::in_use))
     }
 
-    /// Tells whether the target of a merge up still holds all that the images below it do, or needs them no more.
-    fn holds_everything(&self, intent: &MergeIntent) -> Result<bool, CoalesceError> {
-        let node = self.absolute(&intent.target.path);
-        let parent = Image::<ReadOnly>::open(&node, Lock::None)?.header().map(Header::parent_unique_id);
-        if parent != intent.sources.first().map(|source| source.unique_id) {
+    /// Tells whether a node that was merged into can do without the sources, as its journal says: it may have grown, or
+    /// been restored, and what lies beneath may be another since.
+    fn is_all_merged(&self, intent: &MergeIntent, target: &Target) -> Result<bool, CoalesceError> {
+        let node = self.absolute(&intent.node().path);
+        let Target::Vhd(image) = target else { return Err(CoalesceError::FlatSource { path: node }) };
+        let (newest, oldest) = (&intent.sources[0], &intent.sources[intent.sources.len() - 1]);
+        let parent = image.header().filter(|_| image.is_differencing()).map(vhd_core::Header::parent_unique_id);
+        if parent != Some(newest.unique_id) {
+            // It stands already.
             return Ok(true);
         }
-        let into = intent.sources.last().map(|lowest| self.absolute(&lowest.path));
-        let request = Request { node: node.clone(), into, direction: Direction::Up, keep: false };
-        Ok(Run::open(self, &node, &request)?.plan()?.is_empty())
+        let into = Some(self.absolute(&oldest.path));
+        let request = Request { node: node.clone(), into, direction: Direction::Up, keep: intent.keep };
+        let run = match Run::open(self, &node, &request) {
+            Err(CoalesceError::NotAnAncestor { .. }) => return Ok(false),
+            run => run?,
+        };
+        let now = run.intent(self, intent.keep, intent.takes_name)?;
+        Ok(intent.is_resumed_by(&now) && run.plan()?.is_empty())
     }
 
     /// Finishes the change of a header; gives the image where somebody uses it.
@@ -257,7 +272,13 @@ impl Repository {
             storage => storage.map_err(FileError::when(&path, "open it"))?,
         };
         if let Some(change) = header.change() {
-            change.finish(&Container::new(path, Arc::new(storage)))?;
+            let container = Container::new(path, Arc::new(storage));
+            let mut found = [0; HEADER_SIZE.0 as usize];
+            container.read_at(&mut found, change.at)?;
+            // One that was not begun is left to whoever looks whether it is still right.
+            if found != change.old {
+                change.finish(&container)?;
+            }
         }
         Ok(None)
     }
@@ -298,6 +319,10 @@ fn holds_more_than_the_lock(state: &Path) -> Result<bool, FileError> {
         Err(error) => Err(FileError::when(state, "list the folder")(error)),
         Ok(entries) => Ok(entries.flatten().any(|entry| entry.file_name() != "lock")),
     }
+}
+
+fn is_hidden(path: &Path) -> bool {
+    Image::<ReadOnly>::open(path, Lock::None).is_ok_and(|image| image.footer().hidden())
 }
 
 /// The files to be deleted and the readers still to be waited for, once all images have been relinked.

@@ -7,4 +7,5 @@ mod coalesce;
 mod collect;
 mod file_systems;
 mod model;
+mod review;
 mod snapshot;

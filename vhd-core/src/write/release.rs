@@ -42,6 +42,8 @@ impl Image<ReadWrite> {
         if let BatmapState::Present(batmap) = durable.batmap.get_or_insert_with(|| tables.batmap.clone()) {
             let is_full = |block| Ok::<_, WriteError>(!blocks.contains(&block) && self.is_full_on_disk(tables, block)?);
             batmap.clear(&self.container, &blocks, tables.bat.entries(), is_full)?;
+            // A bit that outlives its block would speak for whatever comes there next.
+            self.container.sync()?;
         }
         let entries: Vec<_> = blocks.iter().map(|&block| (block, UNALLOCATED)).collect();
         tables.bat.publish(&self.container, &entries)?;
