@@ -325,6 +325,10 @@ fn find_interrupted(
             let from = checkpoint.filter(|_| intent.direction == Direction::Down).unwrap_or_default();
             same = Some(Interrupted { journal, from });
         } else if other.files().any(|file| intent.files().any(|ours| ours.path == file.path)) {
+            if records.iter().any(|record| matches!(record, Record::Header(_))) {
+                // A header may be torn, and the journal is what mends it when its image is free.
+                return Err(CoalesceError::Changed { node: repository.absolute(&intent.node().path) });
+            }
             superseded.push(journal);
         }
     }

@@ -118,7 +118,8 @@ impl Repository {
                         Some(request) => request.renew(),
                         None => request = YieldRequest::to_whoever_merges(self, volume),
                     }
-                    if request.is_none() {
+                    // A merge that is about to begin holds its images before it says so.
+                    if request.is_none() && start.elapsed() > yielding::MOMENT {
                         return Err(error);
                     }
                 }

@@ -98,7 +98,11 @@ impl Journal {
             return Ok(None);
         }
         let bytes = fs::read(path).map_err(failed)?;
-        let (records, end) = parse(&bytes);
+        let Parsed { records, end, is_foreign } = parse(&bytes);
+        if is_foreign {
+            // Of a later version, which knows what to do with it.
+            return Ok(None);
+        }
         // A frame that is not whole must not come back to life behind a shorter one.
         file.set_len(end.max(MAGIC.len()) as u64).map_err(failed)?;
         Ok(Some((Self { path: path.into(), file, end: end as u64 }, records)))
@@ -108,7 +112,7 @@ impl Journal {
     pub(crate) fn peek(path: &Path) -> Result<Vec<Record>, FileError> {
         match fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            bytes => Ok(parse(&bytes.map_err(FileError::when(path, "read the journal"))?).0),
+            bytes => Ok(parse(&bytes.map_err(FileError::when(path, "read the journal"))?).records),
         }
     }
 
@@ -133,12 +137,24 @@ fn checksum(length: [u8; 4], text: &[u8]) -> u32 {
     digest.finalize()
 }
 
-/// Reads whole frames; gives the records and where the last one ends.
-fn parse(bytes: &[u8]) -> (Vec<Record>, usize) {
-    let mut records = Vec::new();
-    let Some(_) = bytes.strip_prefix(MAGIC) else { return (records, 0) };
-    let mut end = MAGIC.len();
-    while let Some((header, rest)) = bytes[end..].split_at_checked(FRAME_HEADER) {
+/// What a journal holds.
+#[derive(Debug, Default)]
+struct Parsed {
+    records: Vec<Record>,
+    /// The end of the last whole frame.
+    end: usize,
+    /// A whole frame follows that holds something else than a record.
+    is_foreign: bool,
+}
+
+fn parse(bytes: &[u8]) -> Parsed {
+    let mut parsed = Parsed::default();
+    let Parsed { records, end, is_foreign } = &mut parsed;
+    if !bytes.starts_with(MAGIC) {
+        return parsed;
+    }
+    *end = MAGIC.len();
+    while let Some((header, rest)) = bytes[*end..].split_at_checked(FRAME_HEADER) {
         let (length, crc) = header.split_at(4);
         let length: [u8; 4] = length.try_into().expect("half of eight");
         let size = u32::from_be_bytes(length);
@@ -146,12 +162,14 @@ fn parse(bytes: &[u8]) -> (Vec<Record>, usize) {
         if checksum(length, text).to_be_bytes() != crc {
             break;
         }
-        // Of a later version: nothing after it can be understood either.
-        let Ok(record) = serde_json::from_slice(text) else { break };
+        let Ok(record) = serde_json::from_slice(text) else {
+            *is_foreign = true;
+            break;
+        };
         records.push(record);
-        end += FRAME_HEADER + size as usize;
+        *end += FRAME_HEADER + size as usize;
     }
-    (records, end)
+    parsed
 }
 
 #[cfg(test)]
@@ -190,7 +208,7 @@ mod tests {
     fn a_torn_tail_is_cut_off_wherever_it_is_torn() {
         let folder = tempfile::tempdir().unwrap();
         let (path, whole) = sample(folder.path());
-        let second = parse(&whole).1 - (FRAME_HEADER + serde_json::to_vec(&Record::Merged).unwrap().len());
+        let second = parse(&whole).end - (FRAME_HEADER + serde_json::to_vec(&Record::Merged).unwrap().len());
         for end in 0..whole.len() {
             fs::write(&path, &whole[..end]).unwrap();
             let (mut journal, records) = Journal::take_over(&path).unwrap().unwrap();
@@ -201,6 +219,18 @@ mod tests {
                 assert_eq!(Journal::peek(&path).unwrap().last(), Some(&Record::Checkpoint { sector: 9 }));
             }
         }
+    }
+
+    #[test]
+    fn a_journal_of_a_later_version_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, mut bytes) = sample(folder.path());
+        let text = br#"{"record":"of another kind"}"#;
+        let length = (text.len() as u32).to_be_bytes();
+        bytes.extend([&length[..], &checksum(length, text).to_be_bytes(), text].concat());
+        fs::write(&path, &bytes).unwrap();
+        assert!(Journal::take_over(&path).unwrap().is_none());
+        assert_eq!(fs::read(&path).unwrap(), bytes);
     }
 
     #[test]

@@ -43,6 +43,7 @@ mod steps;
 mod survey;
 mod target;
 mod transfer;
+mod verify;
 mod watch;
 mod yielding;
 

@@ -202,6 +202,10 @@ impl Repository {
         if !took_place {
             return self.take_back_snapshot(intent, structure);
         }
+        if !base.exists() {
+            // Deleted since, and with it what the snapshot would show.
+            return Ok(());
+        }
         Image::open_writable(&base)?.set_hidden(true)?;
         self.show_snapshot(intent)
     }

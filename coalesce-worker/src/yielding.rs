@@ -11,6 +11,8 @@ use crate::repository::Repository;
 
 /// How often a merge looks for notes.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(20);
+/// How long to wait for somebody who does not say that he merges.
+pub(crate) const MOMENT: Duration = Duration::from_millis(200);
 /// How long to wait for a merge to stop.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 

@@ -21,6 +21,7 @@ use crate::record::{Direction, FileId, HeaderRecord, MergeIntent, Record};
 use crate::run::{Run, lock_source};
 use crate::snapshot::SnapshotError;
 use crate::target::Target;
+use crate::verify::holds_everything;
 
 /// What opening a repository found to be done.
 #[derive(Debug, Default)]
@@ -156,9 +157,9 @@ impl Repository {
         let target_path = self.absolute(&intent.target.path);
         if !records.contains(&Record::Merged) {
             for source in &intent.sources {
-                mend(&self.absolute(&source.path), None)?;
+                mend(&self.absolute(&source.path), source, None)?;
             }
-            mend(&target_path, Some(intent))?;
+            mend(&target_path, &intent.target, Some(intent))?;
             if self.has_all(intent)? {
                 return Ok(Outcome::Interrupted(self.absolute(&intent.node().path)));
             }
@@ -223,8 +224,11 @@ impl Repository {
         }
         // Once a child has been linked to the target, there is no way back.
         let is_other_target = relinked.is_empty() && !intent.is_target(&target_path)?;
-        if is_other_target || !intent.node_is_unchanged(&self.absolute(&intent.node().path)) {
-            // What was merged is in another file than this, a backup perhaps. Or what was merged of the volume is not what it holds now.
+        if is_other_target && !self.target_holds_everything(intent)?
+            || !intent.node_is_unchanged(&self.absolute(&intent.node().path))
+        {
+            // What was merged is in another file, and this one a backup from before. Or what was merged of the volume is not
+            // what it holds now.
             if let Target::Vhd(image) = &mut target {
                 image.set_hidden(intent.target_hidden)?;
             }
@@ -240,6 +244,18 @@ impl Repository {
         let finish = Finish { repository: self, intent, relinked, target, locks };
         let waits_for = finish.run(journal, structure)?.waits_for;
         Ok(waits_for.map_or(Outcome::Finished, Outcome::in_use))
+    }
+
+    /// Tells by its content whether a target that is another file than the one that was merged into, a copy of it
+    /// perhaps, holds what was merged.
+    fn target_holds_everything(&self, intent: &MergeIntent) -> Result<bool, CoalesceError> {
+        let (node, into) = (self.absolute(&intent.node().path), self.absolute(&intent.target.path));
+        let request = Request { node: node.clone(), into: Some(into), direction: intent.direction, keep: intent.keep };
+        let run = match Run::open(self, &node, &request) {
+            Err(CoalesceError::NotAnAncestor { .. }) => return Ok(false),
+            run => run?,
+        };
+        Ok(holds_everything(&run.plan()?, run.sources(), run.target())?)
     }
 
     /// Tells whether a node that was merged into can do without the sources, as its journal says: it may have grown, or
@@ -344,8 +360,8 @@ fn headers(records: &[Record]) -> impl DoubleEndedIterator<Item = &HeaderRecord>
 
 /// Mends what an interrupted merge may leave unsightly in an image that nobody uses: a batmap whose two parts do not go
 /// together; in the target, also space that nothing refers to, and no footer at the end.
-fn mend(path: &Path, target_of: Option<&MergeIntent>) -> Result<(), CoalesceError> {
-    if target_of.is_some_and(|intent| intent.target.unique_id.is_nil()) {
+fn mend(path: &Path, file: &FileId, target_of: Option<&MergeIntent>) -> Result<(), CoalesceError> {
+    if file.unique_id.is_nil() {
         return Ok(());
     }
     let storage = match FileStorage::open_writable(path) {
@@ -356,12 +372,15 @@ fn mend(path: &Path, target_of: Option<&MergeIntent>) -> Result<(), CoalesceErro
     let image = match (Image::writable_from_container(container.clone()), target_of) {
         // A fixed disk that was to grow, and has no footer where its file now ends.
         (Err(OpenError::Footer { .. }), Some(intent)) => {
-            vhd_core::cut_to_footer(&container, ByteCount(intent.target_length))?;
+            vhd_core::cut_to_footer(&container, ByteCount(intent.target_length), file.unique_id)?;
             Image::writable_from_container(container)
         }
         (image, _) => image,
     };
     let mut image = image?;
+    if image.footer().unique_id() != file.unique_id {
+        return Ok(());
+    }
     image.mend_batmap()?;
     if target_of.is_some() {
         image.trim_tail()?;

@@ -1,5 +1,7 @@
 //! Making the disk larger or smaller.
 
+use uuid::Uuid;
+
 use super::MetadataError;
 use crate::bat::{self, Bat};
 use crate::batmap::{self, BATMAP_HEADER_SIZE, Batmap, BatmapState};
@@ -10,7 +12,7 @@ use crate::storage::{Container, StorageError};
 use crate::units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, SectorRange};
 use crate::write::{ReadWrite, WriteError};
 
-/// Takes back the growth of a fixed disk that power failed in: where its file, `length` bytes long before, still has its
+/// Takes back the growth of the fixed disk `unique_id` that power failed in: where its file, `length` bytes long before, still has its
 /// footer there, it ends there again. Tells whether it does.
 ///
 /// # Errors
@@ -18,13 +20,14 @@ use crate::write::{ReadWrite, WriteError};
 ///
 /// # Crash safety
 /// Can be repeated.
-pub fn cut_to_footer(container: &Container, length: ByteCount) -> Result<bool, StorageError> {
+pub fn cut_to_footer(container: &Container, length: ByteCount, unique_id: Uuid) -> Result<bool, StorageError> {
     let Some(at) = length.0.checked_sub(FOOTER_SIZE.0).filter(|_| container.len().is_ok_and(|len| len > length)) else {
         return Ok(false);
     };
     let mut bytes = [0; FOOTER_SIZE.0 as usize];
     container.read_at(&mut bytes, FileOffset(at))?;
-    let is_footer = Footer::try_from(&bytes).is_ok_and(|footer| footer.disk_type() == DiskType::Fixed);
+    let is_fixed = |footer: &Footer| footer.disk_type() == DiskType::Fixed && footer.unique_id() == unique_id;
+    let is_footer = Footer::try_from(&bytes).is_ok_and(|footer| is_fixed(&footer));
     if is_footer {
         container.set_len(length)?;
         container.sync()?;
