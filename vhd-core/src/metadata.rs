@@ -59,7 +59,7 @@ impl Image<ReadWrite> {
     pub fn set_hidden(&mut self, hidden: bool) -> Result<(), MetadataError> {
         self.flush()?;
         if self.footer.hidden() == hidden {
-            return self.commit(|image| image.mend_copy());
+            return self.commit(Self::mend_copy);
         }
         let mut footer = self.footer.clone();
         footer.set_hidden(hidden);
