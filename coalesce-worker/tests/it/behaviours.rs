@@ -149,9 +149,9 @@ fn a_parent_that_is_smaller_than_its_child_grows_first() {
     for fixed in [false, true] {
         let scene = Scene::default();
         if fixed {
-            scene.fixed("base.vhd", 64)
+            scene.fixed("base.vhd", 64);
         } else {
-            scene.dynamic("base.vhd", 64)
+            scene.dynamic("base.vhd", 64);
         }
         scene.write("base.vhd", 0..64, 1);
         scene.hide("base.vhd");
@@ -173,7 +173,7 @@ fn only_sectors_that_are_set_overwrite() {
     let now = scene::content(&scene.file("base.vhd"));
     let set = |sector: u64| {
         (150..250).contains(&sector)
-            || (16..96).contains(&sector) && sector % 8 < if sector / 8 % 3 == 0 { 4 } else { 1 }
+            || (16..96).contains(&sector) && sector % 8 < if (sector / 8).is_multiple_of(3) { 4 } else { 1 }
     };
     for sector in 0..400_u64 {
         let at = sector as usize * 512..sector as usize * 512 + 512;

@@ -215,7 +215,8 @@ impl Rounds {
     /// Checks all images, but for the end of one that was being written to: that is in no journal.
     fn check(&self, context: &str) {
         for name in self.model.keys() {
-            let mut image = vhd_core::Image::open_writable(&self.path().join(name)).unwrap();
+            let path = self.path().join(name);
+            let mut image = scene::patiently(|| vhd_core::Image::open_writable(&path)).unwrap();
             image.trim_tail().unwrap_or_else(|error| panic!("{context}: {error}"));
             image.close().unwrap();
         }
