@@ -199,7 +199,7 @@ impl Prepared {
     /// journal and does no harm to the content.
     fn verify_images(&self, folder: &Path) {
         if let Change::Written(name, ..) = self.case.change {
-            let mut image = Image::open_writable(&folder.join(name)).unwrap();
+            let mut image = scene::patiently(|| Image::open_writable(&folder.join(name))).unwrap();
             image.trim_tail().unwrap();
             image.close().unwrap();
         }
@@ -226,8 +226,11 @@ impl Prepared {
 
     /// Collects everything, as the worker does, and checks that nothing is left to do.
     pub(crate) fn verify_collected(&self, folder: &Path, end: End) {
-        let collected = program::collect(folder).unwrap();
-        assert!(collected.failed.is_empty() && collected.waiting.is_empty(), "{collected:?}");
+        let collected = scene::patiently(|| match program::collect(folder) {
+            Ok(collected) if collected.failed.is_empty() && collected.waiting.is_empty() => Ok(()),
+            other => Err(other),
+        });
+        collected.unwrap_or_else(|left| panic!("left by a collection: {left:?}"));
         self.verify_volumes(folder, end);
         self.verify_images(folder);
         assert_eq!(scene::state_files(folder), <[String; 0]>::default());

@@ -67,8 +67,8 @@ fn runs_as_another_program() {
         "recover" => {
             Repository::open(Path::new("."), ChainOptions::default()).map(drop).map_err(|error| vec![error.to_string()])
         }
-        "collect" => collect(Path::new(".")).and_then(all_done),
-        "collect-slowly" => collect_within(Path::new("."), SLOW).and_then(all_done),
+        "collect" => collect(Path::new(".")).and_then(|collected| all_done(&collected)),
+        "collect-slowly" => collect_within(Path::new("."), SLOW).and_then(|collected| all_done(&collected)),
         other => panic!("{other} is no program"),
     };
     if let Err(errors) = result {
@@ -78,9 +78,9 @@ fn runs_as_another_program() {
 }
 
 /// Some megabytes take a tenth of a second.
-const SLOW: Limits = Limits { bytes_per_second: NonZeroU64::new(32 << 20), in_flight: None };
+const SLOW: Limits = Limits { bytes_per_second: NonZeroU64::new(64 << 20), in_flight: None };
 
-fn all_done(collected: Collected) -> Result<(), Vec<String>> {
+fn all_done(collected: &Collected) -> Result<(), Vec<String>> {
     let failed = collected.failed.iter().map(|failed| failed.error.to_string());
     let left = collected.waiting.iter().map(|waiting| waiting.reason.clone());
     let isolated = collected.isolated.iter().map(|isolated| isolated.reason.clone());
