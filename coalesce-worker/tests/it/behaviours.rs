@@ -216,7 +216,7 @@ fn a_leaf_in_use_delays_deletion_and_loses_nothing() {
 
 #[test]
 fn too_little_space_skips_that_candidate_only() {
-    let disk = Tmpfs::new(ByteCount(40 << 20));
+    let disk = Tmpfs::new(ByteCount(30 << 20));
     let path = |name: &str| disk.path().join(name);
     let write = |name: &str, sectors: std::ops::Range<u64>, tag| {
         let volume = Volume::open(&path(name), &ChainOptions::default()).unwrap();
@@ -228,16 +228,20 @@ fn too_little_space_skips_that_candidate_only() {
     for (name, megabytes) in [("large.vhd", 14), ("small.vhd", 2)] {
         let kind = NewKind::Dynamic { block_size: BlockSize::DEFAULT };
         create_file(&path(name), &NewImage::new(ByteCount(64 << 20), kind), Existing::Keep).unwrap();
-        write(name, 0..megabytes * 2048, 1);
-        repository.snapshot(&path(name), &path("snapshot.vhd")).unwrap();
-        write(name, 65536..65536 + megabytes * 2048, 2);
-        repository.delete(&path("snapshot.vhd")).unwrap();
+        for (sectors, tag) in [(0..megabytes * 2048, 1), (65536..65536 + 2048, 2)] {
+            write(name, sectors, tag);
+            repository.snapshot(&path(name), &path("snapshot.vhd")).unwrap();
+            repository.delete(&path("snapshot.vhd")).unwrap();
+        }
     }
+    // Below a volume in use data moves up, and nothing can be taken away from where it was.
+    let user = Image::open_writable(&path("large.vhd")).unwrap();
     let collected = unchanged(disk.path(), || collect(disk.path()));
     assert!(collected.failed.is_empty(), "{collected:?}");
     assert!(collected.waiting.iter().any(|waiting| waiting.reason.contains("missing")), "{collected:?}");
     assert_eq!(scene::depth(&path("small.vhd")), 1);
-    assert_eq!(scene::depth(&path("large.vhd")), 2);
+    assert_eq!(scene::depth(&path("large.vhd")), 3);
+    drop(user);
 }
 
 /// The lock on names and parents is never held while data moves; whoever needs an image of the run gets it.
