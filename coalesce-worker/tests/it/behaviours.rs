@@ -235,7 +235,7 @@ fn too_little_space_skips_that_candidate_only() {
         }
     }
     // Below a volume in use data moves up, and nothing can be taken away from where it was.
-    let user = Image::open_writable(&path("large.vhd")).unwrap();
+    let user = vhd_core::Image::open_writable(&path("large.vhd")).unwrap();
     let collected = unchanged(disk.path(), || collect(disk.path()));
     assert!(collected.failed.is_empty(), "{collected:?}");
     assert!(collected.waiting.iter().any(|waiting| waiting.reason.contains("missing")), "{collected:?}");
