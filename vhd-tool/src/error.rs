@@ -208,6 +208,7 @@ impl From<ChainError> for CommandError {
     fn from(error: ChainError) -> Self {
         match error {
             ChainError::Open(error) => error.into(),
+            ChainError::Mend(error) => Self::failed(error),
             ChainError::Parent { .. } => Self::failed(error).hint(PARENT),
             ChainError::Cycle { .. } | ChainError::TooDeep { .. } => {
                 Self::failed(error).hint("`info FILE` shows the parent that each image records")

@@ -9,6 +9,7 @@ use super::Chain;
 use super::cache::MOST_LAYERS;
 use crate::gate::{self, Admitted, FileIdentity, Gate, GateError, ParentPlaces};
 use crate::image::{Image, Layer, OpenError, RawDisk, ReadOnly};
+use crate::metadata::MetadataError;
 use crate::new_file::folder_of;
 use crate::storage::{Lock, StorageError};
 
@@ -79,6 +80,9 @@ pub enum ChainError {
         /// The image met again.
         parent: PathBuf,
     },
+    /// What a crash has left in the image cannot be mended.
+    #[error(transparent)]
+    Mend(#[from] Box<MetadataError>),
     /// The chain is longer than allowed.
     #[error("{}: the chain below it is deeper than the limit of {limit} images", top.display())]
     TooDeep {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{Chain, ChainError, ChainOptions, clamp};
-use crate::image::{Image, ReadError};
+use crate::image::{FooterOrigin, Image, ReadError};
 use crate::metadata::MetadataError;
 use crate::resolve::{Extents, Source};
 use crate::units::{ByteCount, SectorCount, SectorRange};
@@ -19,11 +19,21 @@ pub struct Volume {
 impl Volume {
     /// Opens the image at `path` for writing, and its parents for reading.
     ///
+    /// What a crash has left unsightly in the image is mended: a file without a footer at its end, a batmap with the
+    /// checksum of another. Nothing else changes.
+    ///
     /// # Errors
     /// What [`ChainError`] lists.
+    ///
+    /// # Crash safety
+    /// The image reads the same throughout, and can be opened again.
     pub fn open(path: &Path, options: &ChainOptions) -> Result<Self, ChainError> {
-        let leaf = Image::open_writable(path)?;
+        let mut leaf = Image::open_writable(path)?;
         let parents = options.open_parents(&leaf, path)?;
+        if leaf.footer_origin() == FooterOrigin::Start {
+            leaf.trim_tail().map_err(Box::new)?;
+        }
+        leaf.mend_batmap().map_err(|error| Box::new(error.into()))?;
         Ok(Self { leaf, parents })
     }
 

@@ -212,13 +212,12 @@ impl Rounds {
         self.check(context);
     }
 
-    /// Checks all images, but for the end of one that was being written to: that is in no journal.
+    /// Checks all images, once the volumes have been opened, which mends what an interrupted write has left.
     fn check(&self, context: &str) {
         for name in self.model.keys() {
             let path = self.path().join(name);
-            let mut image = scene::patiently(|| vhd_core::Image::open_writable(&path)).unwrap();
-            image.trim_tail().unwrap_or_else(|error| panic!("{context}: {error}"));
-            image.close().unwrap();
+            let volume = scene::patiently(|| vhd_core::Volume::open(&path, &vhd_core::ChainOptions::default()));
+            volume.unwrap().close().unwrap_or_else(|error| panic!("{context}: {error}"));
         }
         scene::check(self.path());
     }
