@@ -325,9 +325,9 @@ fn find_interrupted(
             let from = checkpoint.filter(|_| intent.direction == Direction::Down).unwrap_or_default();
             same = Some(Interrupted { journal, from });
         } else if other.files().any(|file| intent.files().any(|ours| ours.path == file.path)) {
-            if records.iter().any(|record| matches!(record, Record::Header(_))) {
-                // A header may be torn, and the journal is what mends it when its image is free.
-                return Err(CoalesceError::Changed { node: repository.absolute(&intent.node().path) });
+            if records.contains(&Record::Merged) {
+                // A header may be torn and the target may be visible: its journal is what puts that right.
+                return Err(CoalesceError::Unfinished { node: repository.absolute(&other.node().path) });
             }
             superseded.push(journal);
         }

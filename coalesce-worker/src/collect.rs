@@ -274,6 +274,9 @@ impl CoalesceError {
     fn passes(&self) -> bool {
         let stopped = matches!(self, Self::Merge(MergeError::Aborted(_) | MergeError::Yielded));
         let no_space = matches!(self, Self::NoSpace { .. }) || self.is_out_of_space();
-        stopped || no_space || self.is_busy() || matches!(self, Self::Changed { .. } | Self::OtherChild { .. })
+        stopped
+            || no_space
+            || self.is_busy()
+            || matches!(self, Self::Changed { .. } | Self::OtherChild { .. } | Self::Unfinished { .. })
     }
 }

@@ -78,6 +78,12 @@ pub enum CoalesceError {
         /// The node.
         node: PathBuf,
     },
+    /// Another merge, with an image of this one in it, has moved its data and not come to its end.
+    #[error("{}: an earlier merge of it still has to be finished", node.display())]
+    Unfinished {
+        /// Its node.
+        node: PathBuf,
+    },
     /// A name in a device folder is not ours to change.
     #[error("{}: is a device, and devices are neither renamed nor deleted; merge with --keep", path.display())]
     Device {

@@ -179,10 +179,14 @@ impl Finish<'_> {
             let target = self.target.container().path().into();
             return Err(CoalesceError::RawTarget { target, node: node.into() });
         };
+        let path = target.path().to_path_buf();
+        crate::snapshot::copy_owner(node, &path)?;
         target.set_hidden(hidden)?;
-        let path = target.path();
-        crate::snapshot::copy_owner(node, path)?;
-        fs::rename(path, node).map_err(FileError::when(node, "put the merged image in its place"))?;
+        if let Err(error) = fs::rename(&path, node) {
+            // It is no volume yet. The first error is the one to tell.
+            let _ = target.set_hidden(self.intent.target_hidden);
+            return Err(FileError::when(node, "put the merged image in its place")(error).into());
+        }
         Ok(sync_folder(folder_of(node))?)
     }
 
