@@ -45,6 +45,7 @@ mod target;
 mod transfer;
 mod verify;
 mod watch;
+mod writers;
 mod yielding;
 
 pub use abort::{Abort, Aborted, WakeGuard};
