@@ -19,7 +19,6 @@ use crate::repository::{Repository, StructureLock};
 use crate::run::{LockedRun, Neighbours, Run, is_free, open_child, stamp};
 use crate::steps::{self, Steps};
 use crate::target::Target;
-use crate::writers::Writers;
 use crate::yielding;
 
 /// What is to be merged.
@@ -361,10 +360,6 @@ fn choose_ending(run: &Run, neighbours: &Neighbours, request: &Request) -> Resul
         return Err(CoalesceError::Device { path: device.path().into() });
     }
     let (node, node_id) = (run.node().path(), identities(run)[0].1);
-    let writers = Writers::look();
-    if writers.has(node) {
-        return Err(in_use(node));
-    }
     if request.direction == Direction::Up {
         let has_blocks = |layer: &Layer| layer.as_vhd().is_some_and(|image| image.header().is_some());
         if let Some(flat) = run.sources().iter().find(|layer| !has_blocks(layer)) {
@@ -378,15 +373,11 @@ fn choose_ending(run: &Run, neighbours: &Neighbours, request: &Request) -> Resul
         return Ok(Ending::TakeName);
     }
     for child in &children {
-        if open_child(node, node_id, child, &writers)?.is_none() {
-            return Err(in_use(child));
+        if open_child(node, node_id, child)?.is_none() {
+            return Err(FileError::when(child, "lock it")(io::ErrorKind::ResourceBusy.into()).into());
         }
     }
     Ok(Ending::Relink(children))
-}
-
-fn in_use(image: &Path) -> CoalesceError {
-    FileError::when(image, "lock it")(io::Error::new(io::ErrorKind::ResourceBusy, "another process has it open")).into()
 }
 
 fn check_can_take_name(target: &Layer, node: &Path) -> Result<(), CoalesceError> {

@@ -20,7 +20,6 @@ use crate::record::{Direction, FileId, HeaderRecord, MergeIntent, Record};
 use crate::repository::{Repository, StructureLock};
 use crate::run::{Neighbours, open_child};
 use crate::target::Target;
-use crate::writers::Writers;
 
 /// A run whose data has been merged, durably.
 pub(crate) struct Finish<'a> {
@@ -114,11 +113,8 @@ impl Finish<'_> {
             self.take_place_of(&node)?;
             return self.linked(journal, node, &self.intent.sources[1..], BTreeSet::new());
         }
-        let writers = Writers::look();
         for path in &children {
-            let Some(child) = open_child(&node, node_id, path, &writers)? else {
-                return Ok(Linked::Waits(path.clone()));
-            };
+            let Some(child) = open_child(&node, node_id, path)? else { return Ok(Linked::Waits(path.clone())) };
             self.relink(child, journal)?;
             self.relinked.insert(path.clone());
         }

@@ -45,7 +45,6 @@ mod target;
 mod transfer;
 mod verify;
 mod watch;
-mod writers;
 mod yielding;
 
 pub use abort::{Abort, Aborted, WakeGuard};

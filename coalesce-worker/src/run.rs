@@ -16,7 +16,6 @@ use crate::plan::Plan;
 use crate::record::{Direction, FileId, MergeIntent, Stamp};
 use crate::repository::Repository;
 use crate::target::Target;
-use crate::writers::Writers;
 
 /// The images of a run, as found by following the node's parents.
 #[derive(Debug)]
@@ -225,11 +224,7 @@ pub(crate) fn open_child(
     node: &Path,
     unique_id: Uuid,
     path: &Path,
-    writers: &Writers,
 ) -> Result<Option<Image<vhd_core::ReadWrite>>, CoalesceError> {
-    if writers.has(path) {
-        return Ok(None);
-    }
     let child = match Image::open_writable(path) {
         Err(error) if is_busy(&error) => return Ok(None),
         child => child?,

@@ -18,7 +18,6 @@ use crate::plan::{Plan, Unit};
 use crate::record::Direction;
 use crate::repository::Repository;
 use crate::run::{Neighbours, Run, is_free, lock_source};
-use crate::writers::Writers;
 
 /// Space that is left for journals and whatever else needs some.
 const RESERVE: ByteCount = ByteCount(1 << 20);
@@ -78,9 +77,9 @@ impl Steps {
         let neighbours = Neighbours::of(repository, run.layers().iter().map(Layer::path))?;
         let node = run.node().path().to_path_buf();
         let paths: Vec<PathBuf> = neighbours.descendants_of(&BTreeSet::from([node]))?.into_iter().collect();
-        let (writers, mut readers) = (Writers::look(), Vec::new());
+        let mut readers = Vec::new();
         for path in &paths {
-            if writers.has(path) || !is_free(path)? {
+            if !is_free(path)? {
                 return Ok(None);
             }
             readers.push(lock_source(path)?);

@@ -16,7 +16,6 @@ use crate::repository::Repository;
 use crate::run::{Run, is_free};
 use crate::status::{Isolated, Scan, Waiting};
 use crate::steps::{can_release, fitting};
-use crate::writers::Writers;
 
 pub(crate) use forest::Forest;
 use tree::{Candidate, Choices};
@@ -88,8 +87,7 @@ impl Survey {
             free: free_space(repository.folder())?,
             ..Self::default()
         };
-        let writers = Writers::look();
-        let is_busy = |path: &PathBuf| writers.has(path) || !is_free(path).unwrap_or(false);
+        let is_busy = |path: &PathBuf| !is_free(path).unwrap_or(false);
         let unknown = folder.damaged().iter().find(|file| file.may_need_any());
         let unreadable = folder.damaged().iter().find(|file| file.may_need_any() && file.is_unreadable());
         for path in forest.garbage() {
@@ -112,7 +110,7 @@ impl Survey {
                         path: candidate.images[0].clone(),
                         reason: format!("{} cannot be read and may need it", file.path.display()),
                     })),
-                    None => plan(repository, candidate, &interrupted, survey.free, is_busy),
+                    None => plan(repository, candidate, &interrupted, survey.free),
                 };
                 tree.into_iter().filter_map(plan).collect()
             })
@@ -181,11 +179,10 @@ fn plan(
     candidate: Candidate,
     interrupted: &[MergeIntent],
     free: ByteCount,
-    is_busy: impl Fn(&PathBuf) -> bool,
 ) -> Option<Result<PlannedRun, Waiting>> {
     let waits = |path: &PathBuf, reason: String| Some(Err(Waiting { path: path.clone(), reason }));
     let node = candidate.images[0].clone();
-    let choices = match candidate.choices(is_busy) {
+    let choices = match candidate.choices(|path| !is_free(path).unwrap_or(false)) {
         Ok(choices) => choices,
         Err(user) => return waits(&node, format!("somebody uses {}", user.display())),
     };

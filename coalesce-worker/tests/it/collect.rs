@@ -182,25 +182,3 @@ fn free_space(path: &Path) -> u64 {
     let stat = rustix::fs::statvfs(path).unwrap();
     stat.f_bavail * stat.f_frsize
 }
-
-/// Other programs, tapdisk among them, take no locks.
-#[test]
-fn a_volume_that_another_program_writes_to_is_left_alone() {
-    let (mut model, volume, snapshots) = with_snapshots(3);
-    for snapshot in &snapshots {
-        delete(&mut model, snapshot);
-    }
-    let file = fs::File::options().append(true).open(&volume).unwrap();
-    let mut other = std::process::Command::new("sleep").arg("60").stdout(file).spawn().unwrap();
-    let before = fs::read(&volume).unwrap();
-    let collected = collect(model.path());
-    let after = fs::read(&volume).unwrap();
-    other.kill().unwrap();
-    other.wait().unwrap();
-    assert!(after == before, "{collected:?}");
-    model.verify();
-    assert!(images(model.path()) > 1);
-    collect(model.path());
-    model.verify();
-    assert_eq!(images(model.path()), 1);
-}
