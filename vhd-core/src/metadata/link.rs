@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::MetadataError;
+use crate::bat;
 use crate::block_size::BlockPlace;
 use crate::footer::{DiskType, FOOTER_SIZE, Timestamp};
 use crate::header::{HEADER_SIZE, Header, LOCATOR_ENTRIES, ParentRecord};
@@ -230,7 +231,8 @@ impl Image<ReadWrite> {
 
     /// Finds room for locator texts, each in whole sectors, that neither the present locators nor anything else use.
     ///
-    /// Images that we make have room for two sets between the batmap and the first block; elsewhere the file grows.
+    /// Images that we make have room for two sets between the batmap and the first block; elsewhere the file grows. Room
+    /// before the BAT is none: one that has moved is still read in its old place by whoever opened the image before.
     fn locator_room(
         &self,
         tables: &Tables,
@@ -250,7 +252,7 @@ impl Image<ReadWrite> {
             let place = BlockPlace::from_entry(found?.1, tables.header.block_size());
             first_block = first_block.min(place.bitmap);
         }
-        let mut at = 0;
+        let mut at = (tables.header.table_offset() + bat::table_size(tables.bat.entries())).0;
         for range in &used {
             let gap_end = range.start.0.min(first_block.0);
             if gap_end >= at + need {

@@ -358,3 +358,22 @@ fn a_relink_spares_blocks_beyond_the_end() {
         }
     }
 }
+
+/// The place that a BAT has left stays what it was: somebody who opened the image before still reads his tables there.
+#[test]
+fn a_relink_leaves_a_bat_that_has_moved_to_its_readers() {
+    let folder = golden::unpack(&["base.vhd"]);
+    let base = folder.path().join("base.vhd");
+    let unique_id = Image::open(&base, Lock::None).unwrap().footer().unique_id();
+    let parent = ParentLink::new(folder.path(), &base, unique_id).unwrap();
+    let path = folder.path().join("child.vhd");
+    let kind = NewKind::Differencing { block_size: BlockSize::new(4096).unwrap(), parent: parent.clone() };
+    create_file(&path, &NewImage::new(ByteCount(16 << 20), kind), Existing::Keep).unwrap();
+    let reader = Image::open(&path, Lock::None).unwrap();
+    let mut image = Image::open_writable(&path).unwrap();
+    image.set_size(ByteCount(64 << 20), ByteCount(64 << 20)).unwrap();
+    image.relink(&parent).unwrap();
+    image.relink(&parent).unwrap();
+    image.close().unwrap();
+    assert_eq!(reader.allocated_blocks().collect::<Result<Vec<_>, _>>().unwrap(), []);
+}
