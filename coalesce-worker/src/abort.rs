@@ -6,6 +6,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
+/// How long work that was told to end may take to stop before the process ends without waiting for it, as when a disk does
+/// not answer. That loses nothing but what was moved since the last checkpoint.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(150);
+
 /// The work was told to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("aborted")]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 use vhd_core::{ByteCount, FileError, FileStorage, Image, Layer, Sector};
 
+use crate::abort::Abort;
 use crate::error::CoalesceError;
 use crate::finish::{Finish, Finished};
 use crate::journal::Journal;
@@ -92,8 +93,16 @@ impl<'a> Coalesce<'a> {
     /// # Errors
     /// What [`CoalesceError`] lists.
     pub fn prepare(repository: &'a Repository, request: &Request) -> Result<Self, CoalesceError> {
+        Self::prepare_until(repository, request, &Abort::new())
+    }
+
+    /// As [`prepare`](Self::prepare), but no longer than until the abort.
+    ///
+    /// # Errors
+    /// As [`prepare`](Self::prepare), and the abort.
+    pub fn prepare_until(repository: &'a Repository, request: &Request, abort: &Abort) -> Result<Self, CoalesceError> {
         let node = request.node.canonicalize().map_err(FileError::when(&request.node, "open it"))?;
-        let structure = repository.lock_structure()?;
+        let structure = repository.lock_structure_until(abort)?;
         let found = Run::open(repository, &node, request)?;
         let locked = found.lock()?;
         // What was found before the locks may have been replaced since.
@@ -109,9 +118,10 @@ impl<'a> Coalesce<'a> {
         drop(structure);
 
         for image in run.sources().iter().filter_map(Layer::as_vhd) {
+            abort.check().map_err(MergeError::Aborted)?;
             image.check_blocks()?;
         }
-        let plan = run.plan()?;
+        let plan = run.plan(abort)?;
         Ok(Self { repository, run, locked, plan, ending, intent, interrupted, superseded })
     }
 
@@ -180,7 +190,7 @@ impl<'a> Coalesce<'a> {
         let from = interrupted.as_ref().map_or(Sector(0), |interrupted| interrupted.from);
         let units = &plan.units()[plan.units().partition_point(|unit| unit.sectors.end <= from)..];
         let steps = choose_steps(repository, &run, &plan, units, &target, &locks, intent.keep)?;
-        let structure = repository.lock_structure()?;
+        let structure = repository.lock_structure_until(options.abort)?;
         for journal in superseded {
             journal.remove()?;
         }
@@ -203,7 +213,7 @@ impl<'a> Coalesce<'a> {
         };
         journal.append(&Record::Merged)?;
         (options.merged)();
-        let structure = repository.lock_structure()?;
+        let structure = repository.lock_structure_until(options.abort)?;
         let finish = Finish { repository, intent: &intent, relinked: BTreeSet::new(), target, locks };
         let Finished { target, relinked, deleted, waits_for } = finish.run(journal, &structure)?;
         Ok(Outcome { target, moved, resumed, relinked, deleted, waits_for })

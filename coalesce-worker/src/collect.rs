@@ -101,11 +101,19 @@ impl Repository {
     /// # Crash safety
     /// As [`Coalesce::execute`], for each run.
     pub fn collect(&self, options: &CollectOptions<'_>) -> Result<Collected, CollectError> {
+        let collected = self.collect_in_passes(options);
+        // Whatever an abort has interrupted, and however that shows.
+        options.abort.check()?;
+        collected
+    }
+
+    fn collect_in_passes(&self, options: &CollectOptions<'_>) -> Result<Collected, CollectError> {
         let mut collected = Collected::default();
         for _ in 0..PASSES {
             options.abort.check()?;
-            let recovered = self.recover()?;
-            let survey = Survey::of(self)?;
+            let recovered = self.recover_until(options.abort)?;
+            let survey = Survey::until(self, options.abort)?;
+            options.abort.check()?;
             let report = |collected: &mut Collected| {
                 let unfinished = recovered.waiting.iter();
                 collected.waiting =
@@ -120,14 +128,13 @@ impl Repository {
             if let Some(board) = options.board {
                 board.scanned(survey.scan(&collected.waiting));
             }
-            let deleted = self.delete_garbage(&survey.garbage)?;
+            let deleted = self.delete_garbage(&survey.garbage, options.abort)?;
             let mut progress = !deleted.is_empty();
             collected.deleted.extend(deleted);
             let tried_before: Vec<PathBuf> = collected.failed.iter().map(|failed| failed.node.clone()).collect();
             let pass =
                 Pass { repository: self, options, done: Mutex::new(Pending::default()), next: AtomicUsize::new(0) };
             let done = pass.run(&survey, &tried_before);
-            options.abort.check()?;
             progress |= done.merged.iter().any(|merged| merged.outcome.waits_for.is_none());
             collected.merged.extend(done.merged);
             collected.waiting.extend(done.waiting);
@@ -144,11 +151,11 @@ impl Repository {
     }
 
     /// Deletes hidden images that nobody needs, children before their parents.
-    fn delete_garbage(&self, garbage: &[PathBuf]) -> Result<Vec<PathBuf>, CoalesceError> {
+    fn delete_garbage(&self, garbage: &[PathBuf], abort: &Abort) -> Result<Vec<PathBuf>, CoalesceError> {
         if garbage.is_empty() {
             return Ok(Vec::new());
         }
-        let structure = self.lock_structure()?;
+        let structure = self.lock_structure_until(abort)?;
         let mut obsolete = Vec::new();
         let mut locks: Vec<FileStorage> = Vec::new();
         for path in garbage {
@@ -232,7 +239,7 @@ impl Pass<'_> {
 
     fn coalesce(&self, run: &PlannedRun, threads: Option<NonZeroUsize>) -> Result<Outcome, CoalesceError> {
         let CollectOptions { budget, abort, method, detect_zeroes, board, .. } = self.options;
-        let prepared = Coalesce::prepare(self.repository, &run.request())?;
+        let prepared = Coalesce::prepare_until(self.repository, &run.request(), abort)?;
         let handle = board.map(|board| {
             board.begin(RunTotals {
                 target: prepared.target().into(),

@@ -25,7 +25,7 @@ use signal_hook::iterator::Signals;
 use uuid::Uuid;
 use vhd_core::ChainOptions;
 
-use crate::abort::Abort;
+use crate::abort::{self, Abort};
 use crate::budget::{Budget, Limits};
 use crate::idle::enter_idle;
 use crate::notify::{LifeCycle, notify};
@@ -37,10 +37,6 @@ use crate::watch::{Watch, WatchError};
 use control::Control;
 use publish::Publisher;
 use worker::Worker;
-
-/// How long merges may take to stop before the process ends without waiting for them; that loses nothing but what was
-/// moved since the last checkpoint.
-const PATIENCE: Duration = Duration::from_millis(150);
 
 /// What a daemon does.
 #[derive(Clone, Debug)]
@@ -160,7 +156,7 @@ pub fn run_daemon(options: &DaemonOptions) -> Result<(), DaemonError> {
     tracing::info!(signal, "stopping");
     abort.abort();
     tell(LifeCycle::Stopping);
-    let late = ended.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout);
+    let late = ended.recv_timeout(abort::PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout);
     drop(server);
     tracing::info!(late, took_ms = told.elapsed().as_millis() as u64, "stopped");
     Ok(())

@@ -9,6 +9,9 @@ use vhd_core::{
     SECTOR_SIZE, Sector, SectorCount, SectorRange, Source, resolve_layers,
 };
 
+use crate::abort::Abort;
+use crate::error::CoalesceError;
+use crate::merge::MergeError;
 use crate::record::Direction;
 
 /// Extents that a plan keeps; those of further units are found again when their turn comes.
@@ -63,14 +66,15 @@ impl Plan {
     /// itself, or of what lies beneath it when the sources are gone.
     ///
     /// # Errors
-    /// An image whose tables cannot be read or cannot be true.
+    /// An image whose tables cannot be read or cannot be true; the abort.
     pub fn new(
         sources: &[Layer],
         target: &Layer,
         direction: Direction,
         size: ByteCount,
         hidden: ByteCount,
-    ) -> Result<Self, ReadError> {
+        abort: &Abort,
+    ) -> Result<Self, CoalesceError> {
         let disk_end = Sector(size.whole_sectors().0);
         let zeros_end = Sector(hidden.0.div_ceil(SECTOR_SIZE));
         let holder = target;
@@ -80,6 +84,7 @@ impl Plan {
         let resolved: Vec<(Unit, Share)> = touched
             .into_par_iter()
             .map(|index| {
+                abort.check().map_err(MergeError::Aborted)?;
                 let start = Sector(index * target.unit.0);
                 let sectors = SectorRange::between(start, Sector(start.0 + target.unit.0).min(disk_end));
                 let extents = moving_extents(sources, holder, direction, sectors, zeros_end)?;
@@ -88,7 +93,7 @@ impl Plan {
                 let (data, space_needed) = (share.data, share.pages_of_new_blocks);
                 Ok((Unit { sectors, new_blocks, data, space_needed, extents: room.then(|| extents.into()) }, share))
             })
-            .collect::<Result<_, ReadError>>()?;
+            .collect::<Result<_, CoalesceError>>()?;
 
         let mut plan = Self {
             units: Vec::with_capacity(resolved.len()),

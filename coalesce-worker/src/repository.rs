@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use vhd_core::{ChainOptions, FileError, Files, Folder, FolderError, sync_folder};
 
+use crate::abort::Abort;
 use crate::journal::Journal;
 use crate::record::{MergeIntent, Record};
 
@@ -99,6 +100,11 @@ impl Repository {
 
     /// Waits for everybody else who changes the structure, and keeps them away.
     pub(crate) fn lock_structure(&self) -> Result<StructureLock, FileError> {
+        self.lock_structure_until(&Abort::new())
+    }
+
+    /// As [`lock_structure`](Self::lock_structure), but no longer than until the abort.
+    pub(crate) fn lock_structure_until(&self, abort: &Abort) -> Result<StructureLock, FileError> {
         let state = self.state();
         match fs::create_dir(&state) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -115,7 +121,9 @@ impl Repository {
             match file.try_lock() {
                 Ok(()) => return Ok(StructureLock(file)),
                 Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => {
-                    std::thread::sleep(Duration::from_millis(2));
+                    let slept = abort.sleep(Duration::from_millis(2));
+                    slept
+                        .map_err(|aborted| FileError::when(&path, "lock the repository")(io::Error::other(aborted)))?;
                 }
                 Err(error) => return Err(FileError::when(&path, "lock the repository")(error.into())),
             }

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uuid::Uuid;
-use vhd_core::{ByteCount, FileError, FileStorage, Files, Folder, Image, Layer, Lock, ReadError, folder_of};
+use vhd_core::{ByteCount, FileError, FileStorage, Files, Folder, Image, Layer, Lock, folder_of};
 
+use crate::abort::Abort;
 use crate::coalesce::Request;
 use crate::delete::is_busy;
 use crate::error::CoalesceError;
@@ -51,12 +52,12 @@ impl Run {
     }
 
     /// Plans its merge.
-    pub(crate) fn plan(&self) -> Result<Plan, ReadError> {
+    pub(crate) fn plan(&self, abort: &Abort) -> Result<Plan, CoalesceError> {
         let hidden = match self.direction {
             Direction::Down => self.target().size(),
             Direction::Up => self.size_beneath(),
         };
-        Plan::new(self.sources(), self.target(), self.direction, self.node().size(), hidden)
+        Plan::new(self.sources(), self.target(), self.direction, self.node().size(), hidden, abort)
     }
 
     /// The images that are merged, newest first.

@@ -122,8 +122,7 @@ impl Repository {
         let parent = parents.as_ref().map(|chain| chain.top().path().to_path_buf());
         if let Some(parent) = parent
             && image.allocated_blocks().next().transpose()?.is_none()
-            // One that is being merged is no parent for a new child.
-            && let Ok(_held) = FileStorage::open(&parent, Lock::Shared)
+            && let Some(_held) = hold_parent(&parent)?
         {
             let unique_id = image.header().expect("it has a parent").parent_unique_id();
             let link = ParentLink::new(self.folder(), &parent, unique_id)?;
@@ -228,6 +227,14 @@ impl Repository {
         remove_if_there(&self.absolute(&intent.prepared_snapshot))?;
         remove_if_there(&self.absolute(&intent.prepared_volume))?;
         Ok(sync_folder(self.folder())?)
+    }
+}
+
+/// Keeps an image from being merged; one that is being merged now is no parent for a new child.
+fn hold_parent(parent: &Path) -> Result<Option<FileStorage>, FileError> {
+    match FileStorage::open(parent, Lock::Shared) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(None),
+        held => held.map(Some).map_err(FileError::when(parent, "hold it")),
     }
 }
 

@@ -9,8 +9,10 @@ use std::path::PathBuf;
 use rayon::prelude::*;
 use vhd_core::{ByteCount, FileError, FolderError};
 
+use crate::abort::Abort;
 use crate::coalesce::{Request, free_space};
 use crate::error::CoalesceError;
+use crate::merge::MergeError;
 use crate::record::{Direction, MergeIntent};
 use crate::repository::Repository;
 use crate::run::{Run, is_free};
@@ -75,6 +77,11 @@ impl Survey {
     /// # Errors
     /// A folder that cannot be listed. Damaged images are no error: they are isolated.
     pub fn of(repository: &Repository) -> Result<Self, SurveyError> {
+        Self::until(repository, &Abort::new())
+    }
+
+    /// As [`of`](Self::of), but no longer than until the abort; what has not been planned by then waits.
+    pub(crate) fn until(repository: &Repository, abort: &Abort) -> Result<Self, SurveyError> {
         let folder = repository.scan()?;
         let obsolete: HashSet<PathBuf> = repository.obsolete()?.into_iter().collect();
         let interrupted = repository.interrupted()?;
@@ -110,7 +117,7 @@ impl Survey {
                         path: candidate.images[0].clone(),
                         reason: format!("{} cannot be read and may need it", file.path.display()),
                     })),
-                    None => plan(repository, candidate, &interrupted, survey.free),
+                    None => plan(repository, candidate, &interrupted, survey.free, abort),
                 };
                 tree.into_iter().filter_map(plan).collect()
             })
@@ -179,6 +186,7 @@ fn plan(
     candidate: Candidate,
     interrupted: &[MergeIntent],
     free: ByteCount,
+    abort: &Abort,
 ) -> Option<Result<PlannedRun, Waiting>> {
     let waits = |path: &PathBuf, reason: String| Some(Err(Waiting { path: path.clone(), reason }));
     let node = candidate.images[0].clone();
@@ -197,7 +205,7 @@ fn plan(
     for choice in choices {
         for &direction in &choice.directions {
             // Of two ways that cannot be far apart in cost the second is looked at; of others only the one that is cheaper.
-            let run = match plan_one(repository, &choice, direction) {
+            let run = match plan_one(repository, &choice, direction, abort) {
                 Ok(run) => run,
                 Err(error) => {
                     short.get_or_insert_with(|| Waiting { path: node.clone(), reason: with_causes(&error) });
@@ -222,11 +230,17 @@ fn plan(
     best.map(Ok).or_else(|| short.map(Err))
 }
 
-fn plan_one(repository: &Repository, choice: &Choices, direction: Direction) -> Result<PlannedRun, CoalesceError> {
+fn plan_one(
+    repository: &Repository,
+    choice: &Choices,
+    direction: Direction,
+    abort: &Abort,
+) -> Result<PlannedRun, CoalesceError> {
+    abort.check().map_err(MergeError::Aborted)?;
     let (node, into) = (&choice.images[0], &choice.images[choice.images.len() - 1]);
     let request = Request { node: node.clone(), into: Some(into.clone()), direction, keep: false };
     let run = Run::open(repository, node, &request)?;
-    let plan = run.plan()?;
+    let plan = run.plan(abort)?;
     let fits_in_steps = can_release(&run, direction) && fitting(plan.units(), &plan, run.target().path()).is_ok();
     Ok(PlannedRun {
         node: node.clone(),

@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::process;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use serde::Serialize;
@@ -13,7 +14,7 @@ use vhd_core::ChainOptions;
 
 use super::limits::rate;
 use super::{Moving, progress};
-use crate::abort::Abort;
+use crate::abort::{self, Abort};
 use crate::budget::{Budget, Limits};
 use crate::collect::{CollectError, CollectOptions};
 use crate::report::{Forecast, Report};
@@ -102,10 +103,21 @@ fn collect(args: &Args, parents: &ChainOptions, quiet: bool) -> io::Result<Endin
     let abort = Abort::new();
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let handle = signals.handle();
+    let (running, ended) = mpsc::channel::<()>();
+    let told = abort.clone();
     let reports: Vec<Report> = thread::scope(|scope| {
-        // An abort leaves less to be done again than a process that just ends.
-        scope.spawn(|| signals.forever().for_each(|_| abort.abort()));
+        scope.spawn(move || {
+            if signals.forever().next().is_some() {
+                // An abort leaves less to be done again than a process that just ends.
+                told.abort();
+                if ended.recv_timeout(abort::PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    complain("stopped; the next collection goes on from there");
+                    process::exit(5);
+                }
+            }
+        });
         let reports = args.dirs.iter().map(|dir| collect_one(args, dir, parents, quiet, &abort)).collect();
+        drop(running);
         handle.close();
         reports
     });

@@ -12,6 +12,7 @@ use vhd_core::{
 };
 
 use super::{Repository, StructureLock};
+use crate::abort::Abort;
 use crate::coalesce::{Request, reopen_target};
 use crate::delete::DeleteError;
 use crate::error::CoalesceError;
@@ -82,12 +83,17 @@ impl Repository {
     /// # Crash safety
     /// Can be interrupted and done again; a second time it changes nothing.
     pub fn recover(&self) -> Result<Recovered, FileError> {
+        self.recover_until(&Abort::new())
+    }
+
+    /// As [`recover`](Self::recover), but waits for others no longer than until the abort.
+    pub(crate) fn recover_until(&self, abort: &Abort) -> Result<Recovered, FileError> {
         let mut recovered = Recovered::default();
         let state = self.state();
         if !holds_more_than_the_lock(&state)? {
             return Ok(recovered);
         }
-        let structure = self.lock_structure()?;
+        let structure = self.lock_structure_until(abort)?;
         let mut open = Vec::new();
         for path in Journal::list(&state)? {
             open.extend(Journal::take_over(&path)?);
@@ -255,7 +261,7 @@ impl Repository {
             Err(CoalesceError::NotAnAncestor { .. }) => return Ok(false),
             run => run?,
         };
-        Ok(holds_everything(&run.plan()?, run.sources(), run.target())?)
+        Ok(holds_everything(&run.plan(&Abort::new())?, run.sources(), run.target())?)
     }
 
     /// Tells whether a node that was merged into can do without the sources, as its journal says: it may have grown, or
@@ -276,7 +282,7 @@ impl Repository {
             run => run?,
         };
         let now = run.intent(self, intent.keep, intent.takes_name)?;
-        Ok(intent.is_resumed_by(&now) && run.plan()?.is_empty())
+        Ok(intent.is_resumed_by(&now) && run.plan(&Abort::new())?.is_empty())
     }
 
     /// Finishes the change of a header; gives the image where somebody uses it.

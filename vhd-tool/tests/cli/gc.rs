@@ -1,5 +1,9 @@
 use std::fs;
+use std::io::Read;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use testkit::golden;
@@ -18,7 +22,7 @@ fn to_be_merged() -> TempDir {
 
 /// Everything in a folder and beneath it, with times.
 fn everything(folder: &Path) -> String {
-    let mut find = std::process::Command::new("find");
+    let mut find = Command::new("find");
     let output = find.arg(folder).args(["-printf", "%P %s %T@ %C@\n"]).output().expect("find is there");
     format!("{}{:?}", String::from_utf8(output.stdout).expect("tests use UTF-8 names"), files(folder))
 }
@@ -86,6 +90,27 @@ fn several_folders_are_collected_and_one_that_is_missing_hinders_no_other() {
     let (_, errors) = ended(one.path(), &["gc", &first, "missing", &second], 5);
     assert!(errors.contains("error: missing: cannot open the folder"), "{errors}");
     assert_eq!((names(one.path()).len(), names(two.path()).len()), (1, 1));
+}
+
+/// Whatever it is waiting for, here somebody who changes the structure, it ends when it is told to.
+#[test]
+fn it_ends_when_it_is_told_to() {
+    let folder = to_be_merged();
+    let lock = fs::File::create(folder.path().join(".vhd/lock")).unwrap();
+    lock.lock().unwrap();
+    let mut gc = Command::new(env!("CARGO_BIN_EXE_vhd-tool"));
+    let mut gc = gc.args(["gc", "."]).current_dir(folder.path()).stderr(Stdio::piped()).spawn().unwrap();
+    thread::sleep(Duration::from_millis(300));
+    let told = Instant::now();
+    Command::new("kill").arg(gc.id().to_string()).status().unwrap();
+    assert_eq!(gc.wait().unwrap().code(), Some(5));
+    assert!(told.elapsed() < Duration::from_secs(2), "{:?}", told.elapsed());
+    let mut errors = String::new();
+    gc.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+    assert!(errors.contains("stopped; the next collection goes on from there"), "{errors}");
+    drop(lock);
+    done(folder.path(), &["gc", "."]);
+    assert_eq!(names(folder.path()), ["fixed-4m.vhd"]);
 }
 
 #[test]
