@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -113,6 +114,10 @@ impl<'a> Coalesce<'a> {
         let neighbours = Neighbours::of(repository, run.layers().iter().map(Layer::path))?;
         neighbours.check_only_children(&identities(&run), &BTreeSet::new())?;
         let ending = choose_ending(&run, &neighbours, request)?;
+        let relinked: &[PathBuf] = if let Ending::Relink(children) = &ending { children } else { &[] };
+        for path in run.layers().iter().map(Layer::path).chain(relinked.iter().map(PathBuf::as_path)) {
+            check_has_one_name(path)?;
+        }
         let intent = run.intent(repository, request.keep, ending == Ending::TakeName)?;
         let (interrupted, superseded) = find_interrupted(repository, &intent, &structure)?;
         drop(structure);
@@ -388,6 +393,14 @@ fn choose_ending(run: &Run, neighbours: &Neighbours, request: &Request) -> Resul
         }
     }
     Ok(Ending::Relink(children))
+}
+
+fn check_has_one_name(path: &Path) -> Result<(), CoalesceError> {
+    let metadata = fs::metadata(path).map_err(FileError::when(path, "look at it"))?;
+    if metadata.is_file() && metadata.nlink() > 1 {
+        return Err(CoalesceError::SecondName { path: path.into() });
+    }
+    Ok(())
 }
 
 fn check_can_take_name(target: &Layer, node: &Path) -> Result<(), CoalesceError> {

@@ -284,6 +284,9 @@ impl CoalesceError {
         stopped
             || no_space
             || self.is_busy()
-            || matches!(self, Self::Changed { .. } | Self::OtherChild { .. } | Self::Unfinished { .. })
+            || matches!(
+                self,
+                Self::Changed { .. } | Self::OtherChild { .. } | Self::Unfinished { .. } | Self::SecondName { .. }
+            )
     }
 }

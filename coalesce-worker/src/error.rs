@@ -90,6 +90,12 @@ pub enum CoalesceError {
         /// The device.
         path: PathBuf,
     },
+    /// What reads it by its other name, such as a backup made of hard links, would read wrong afterwards.
+    #[error("{}: has a second name (hard link); what reads it by that would read wrong afterwards", path.display())]
+    SecondName {
+        /// The image.
+        path: PathBuf,
+    },
     /// A raw or fixed disk holds all of its sectors, and moving all of them up makes nothing better.
     #[error("{}: a raw or fixed disk, which is not merged upwards", path.display())]
     FlatSource {

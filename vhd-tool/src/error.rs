@@ -261,6 +261,7 @@ impl From<CoalesceError> for CommandError {
             CoalesceError::RawTarget { .. } | CoalesceError::OtherFolder { .. } => {
                 Some("with --keep the data moves and every file stays, under its name")
             }
+            CoalesceError::SecondName { .. } => Some("delete the other name, or make it a copy (`cp --reflink=auto`)"),
             CoalesceError::NotAnAncestor { .. } => Some("`info NODE --chain` lists the ancestors"),
             CoalesceError::NoParent { .. } => Some("only a differencing image can be merged into something"),
             CoalesceError::NoSpace { .. } => Some("make room, or move the folder to a larger file system"),

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use coalesce_worker::{Abort, Budget, CollectOptions, Collected, CopyMethod, Direction, Repository, Survey};
-use testkit::model::{Model, Start};
+use testkit::model::{Model, Start, read_all};
 use testkit::pattern;
-use vhd_core::{BlockSize, ChainOptions, Folder, Image, Sector, SectorCount, SectorRange, Volume};
+use vhd_core::{BlockSize, Chain, ChainOptions, Folder, Image, Sector, SectorCount, SectorRange, Volume};
 
 fn open(folder: &Path) -> Repository {
     Repository::open(folder, ChainOptions::default()).unwrap().0
@@ -181,4 +181,29 @@ fn what_does_not_fit_at_once_is_merged_in_steps() {
 fn free_space(path: &Path) -> u64 {
     let stat = rustix::fs::statvfs(path).unwrap();
     stat.f_bavail * stat.f_frsize
+}
+
+/// A backup made of hard links shares the files: what is merged into them would show in the backup.
+#[test]
+fn images_with_second_names_are_left_alone() {
+    let (mut model, volume, snapshots) = with_snapshots(2);
+    for snapshot in &snapshots {
+        delete(&mut model, snapshot);
+    }
+    let backup = tempfile::tempdir_in(model.path().parent().unwrap()).unwrap();
+    for entry in fs::read_dir(model.path()).unwrap().map(Result::unwrap).filter(|it| it.path().is_file()) {
+        fs::hard_link(entry.path(), backup.path().join(entry.file_name())).unwrap();
+    }
+    let copy = backup.path().join(volume.file_name().unwrap());
+    let in_backup = || read_all(&Chain::open(&copy, &ChainOptions::default()).unwrap());
+    let before = in_backup();
+    let collected = collect(model.path());
+    assert!(collected.waiting[0].reason.contains("has a second name"), "{collected:?}");
+    assert_eq!(in_backup(), before);
+    model.verify();
+
+    fs::remove_dir_all(backup.path()).unwrap();
+    assert_eq!(collect(model.path()).waiting.len(), 0);
+    assert_eq!(images(model.path()), 1);
+    model.verify();
 }

@@ -17,7 +17,8 @@ use describe::{Merged, Planned};
 /// Merge an image, and all down to an ancestor, into that ancestor in one pass
 ///
 /// If NODE has children in its folder they become children of the ancestor. If it has none, the ancestor's file takes
-/// NODE's name, size and hidden state. Merged files are deleted. Refused where an image of the run has another child.
+/// NODE's name, size and hidden state. Merged files are deleted, also those that are volumes or snapshots themselves; what
+/// is to stay is not merged. Refused where an image of the run has another child.
 /// Every leaf reads as before, whatever the moment of a crash, and the same command can be given again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
