@@ -1,6 +1,7 @@
 //! A chain of images read as one disk.
 
 mod cache;
+mod data;
 mod open;
 mod volume;
 

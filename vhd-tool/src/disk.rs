@@ -1,14 +1,12 @@
 //! Disks that are only read: VHD chains, and raw files where a command takes them.
 
 use std::io;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use vhd_core::{
-    ByteCount, Chain, ChainError, ChainExtent, ChainOptions, ChainSource, Container, FileOffset, FileStorage,
-    FooterError, Layer, Lock, OpenError, RawDisk, ReadError, SECTOR_SIZE, Sector, SectorCount, SectorRange,
-    StorageError,
+    Chain, ChainError, ChainOptions, Container, FileOffset, FileStorage, FooterError, Layer, Lock, OpenError, RawDisk,
+    SectorCount, StorageError,
 };
 
 /// The most that is read at once.
@@ -49,105 +47,12 @@ pub(crate) fn open_raw(path: &Path) -> Result<RawDisk, StorageError> {
     RawDisk::open(Container::new(path, Arc::new(file)))
 }
 
-/// Lists the ranges of a disk that may hold anything but zeros, in order, as far as tables and holes tell.
-pub(crate) fn data_ranges(chain: &Chain) -> impl Iterator<Item = Result<SectorRange, ReadError>> + '_ {
-    let disk = SectorRange::new(Sector(0), chain.sectors());
-    let mut holes = Holes { known: vec![FileOffset(0)..FileOffset(0); chain.layers().len()] };
-    let found = chain.extents(disk).flat_map(move |extent| match extent {
-        Ok(extent) => holes.data_of(chain, extent),
-        Err(error) => vec![Err(error)],
-    });
-    joined(found)
-}
-
-/// What the files have told of their holes: for each layer the data that was found last.
-struct Holes {
-    known: Vec<Range<FileOffset>>,
-}
-
-impl Holes {
-    /// Lists the parts of an extent that its file does not hold as holes.
-    fn data_of(&mut self, chain: &Chain, extent: ChainExtent) -> Vec<Result<SectorRange, ReadError>> {
-        let ChainSource::Data { layer, at } = extent.source else { return Vec::new() };
-        let SectorRange { start, end } = extent.sectors;
-        let mut found = Vec::new();
-        let mut next = start;
-        while next < end {
-            let data = match self.next_data(chain, layer, at + (next - start).bytes()) {
-                Ok(data) => data,
-                Err(error) => {
-                    found.push(Err(error.into()));
-                    break;
-                }
-            };
-            // Holes start and end anywhere; a sector that is partly data is data.
-            let Some(data) = data else { break };
-            let first = start + ByteCount(data.start.0.saturating_sub(at.0)).whole_sectors();
-            let last = Sector(start.0 + (data.end - at).0.div_ceil(SECTOR_SIZE));
-            let part = SectorRange::between(first.max(next).min(end), last.min(end));
-            next = part.end;
-            if !part.is_empty() {
-                found.push(Ok(part));
-            }
-        }
-        found
-    }
-
-    /// Finds the data at or after `from`. A file is asked only about what its last answer did not cover: on some file
-    /// systems an answer costs as much as the data that it covers is long.
-    fn next_data(
-        &mut self,
-        chain: &Chain,
-        layer: usize,
-        from: FileOffset,
-    ) -> Result<Option<Range<FileOffset>>, StorageError> {
-        let known = &mut self.known[layer];
-        if !known.contains(&from) {
-            match chain.layers()[layer].container().next_data(from)? {
-                Some(data) => *known = data,
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(known.clone()))
-    }
-}
-
-/// Joins neighbours.
-fn joined(
-    mut ranges: impl Iterator<Item = Result<SectorRange, ReadError>>,
-) -> impl Iterator<Item = Result<SectorRange, ReadError>> {
-    let mut pending: Option<SectorRange> = None;
-    let mut failed = None;
-    std::iter::from_fn(move || {
-        loop {
-            if let Some(error) = failed.take() {
-                return Some(Err(error));
-            }
-            match ranges.next() {
-                None => return pending.take().map(Ok),
-                Some(Ok(range)) => match &mut pending {
-                    Some(last) if last.end == range.start => last.end = range.end,
-                    _ => {
-                        if let Some(done) = pending.replace(range) {
-                            return Some(Ok(done));
-                        }
-                    }
-                },
-                Some(Err(error)) => {
-                    failed = Some(error);
-                    if let Some(done) = pending.take() {
-                        return Some(Ok(done));
-                    }
-                }
-            }
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::File;
     use std::io::{Seek, SeekFrom, Write};
+
+    use vhd_core::{ByteCount, Sector, SectorRange};
 
     use super::*;
 
@@ -173,34 +78,11 @@ mod tests {
     }
 
     #[test]
-    fn holes_are_no_data() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = sparse_raw(folder.path(), 8 << 20, 4 << 20, &[1; 4096]);
-        let chain = open(&path, &ChainOptions::default()).unwrap();
-        let ranges: Vec<_> = data_ranges(&chain).collect::<Result<_, _>>().unwrap();
-        assert_eq!(ranges, [SectorRange::new(Sector(8192), SectorCount(8))]);
-    }
-
-    #[test]
     fn a_file_named_vhd_is_never_raw() {
         let folder = tempfile::tempdir().unwrap();
         let path = sparse_raw(folder.path(), 4096, 0, b"x");
         let named = folder.path().join("disk.VHD");
         std::fs::rename(path, &named).unwrap();
         assert!(matches!(open(&named, &ChainOptions::default()), Err(ChainError::Open(OpenError::Footer { .. }))));
-    }
-
-    #[test]
-    fn neighbours_are_joined_and_errors_keep_their_place() {
-        let range = |start, end| Ok(SectorRange::between(Sector(start), Sector(end)));
-        let error = ReadError::Range {
-            path: "x".into(),
-            range: SectorRange::between(Sector(0), Sector(1)),
-            size: SectorCount(0),
-        };
-        let found: Vec<_> = joined([range(0, 1), range(1, 2), range(3, 4), Err(error)].into_iter()).collect();
-        assert_eq!(found.len(), 3);
-        assert_eq!(found[0].as_ref().unwrap().end, Sector(2));
-        assert!(found[2].is_err());
     }
 }

@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
 /// Compares what both disks have; what is zero in both by their tables is not read.
 fn first_difference(disks: &[Chain; 2], progress: &Progress) -> Result<Option<Difference>, CommandError> {
     let end = Sector(disks[0].sectors().0.min(disks[1].sectors().0));
-    let mut ranges = disks.each_ref().map(|disk| disk::data_ranges(disk).peekable());
+    let mut ranges = disks.each_ref().map(|disk| disk.data_ranges().peekable());
     let mut buffers = [(); 2].map(|()| vec![0; CHUNK.bytes().0 as usize]);
     let mut done = Sector(0);
     loop {

@@ -4,20 +4,16 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use vhd_core::{
-    BlockSize, ByteCount, Chain, Container, FileOffset, Image, NewImage, NewKind, ReadWrite, SectorCount, SectorRange,
-    create, write_new_file,
+    BlockSize, ByteCount, Chain, Container, FileOffset, Image, NewImage, NewKind, ReadWrite, SectorRange, create,
+    write_new_file,
 };
 
 use super::{Format, destination};
 use crate::cli::{Context, Status};
-use crate::disk::{self, CHUNK};
+use crate::disk;
 use crate::error::CommandError;
 use crate::progress::Progress;
 use coalesce_worker::size::Human;
-
-/// What is left out where it is all zeros: what file systems give space by.
-const PAGE: SectorCount = SectorCount(8);
-static ZEROS: [u8; PAGE.bytes().0 as usize] = [0; PAGE.bytes().0 as usize];
 
 /// Copy a disk, flattened, into a new raw, dynamic or fixed file
 ///
@@ -130,58 +126,11 @@ impl<'a> Sink<'a> {
 
 /// Copies what is not zero, and tells how much that was.
 fn copy(source: &Chain, sink: &Sink<'_>, progress: &Progress) -> Result<ByteCount, CommandError> {
-    let mut buffer = vec![0; CHUNK.bytes().0 as usize];
     let mut data = ByteCount(0);
-    for range in disk::data_ranges(source) {
-        for piece in range?.split_at_multiples(CHUNK) {
-            let bytes = &mut buffer[..piece.count().bytes().0 as usize];
-            source.read(piece, bytes)?;
-            for run in nonzero_runs(piece, bytes) {
-                let from = (run.start - piece.start).bytes().0 as usize;
-                sink.write(run, &bytes[from..from + run.count().bytes().0 as usize])?;
-                data += run.count().bytes();
-            }
-            progress.set(ByteCount(piece.end.byte_offset()));
-        }
-    }
-    progress.set(source.sectors().bytes());
+    let write = |range: SectorRange, bytes: &[u8]| {
+        data += range.count().bytes();
+        sink.write(range, bytes)
+    };
+    source.copy_data(write, |done| progress.set(done))?;
     Ok(data)
-}
-
-/// Finds the parts of `range` that are not zero, by pages of the disk.
-fn nonzero_runs(range: SectorRange, bytes: &[u8]) -> Vec<SectorRange> {
-    let mut runs: Vec<SectorRange> = Vec::new();
-    for page in range.split_at_multiples(PAGE) {
-        let from = (page.start - range.start).bytes().0 as usize;
-        let length = page.count().bytes().0 as usize;
-        if bytes[from..from + length] == ZEROS[..length] {
-            continue;
-        }
-        match runs.last_mut() {
-            Some(last) if last.end == page.start => last.end = page.end,
-            _ => runs.push(page),
-        }
-    }
-    runs
-}
-
-#[cfg(test)]
-mod tests {
-    use vhd_core::Sector;
-
-    use super::*;
-
-    #[test]
-    fn zero_pages_of_the_disk_are_left_out() {
-        // Sectors 4..36: a half page, three pages, a half page.
-        let range = SectorRange::between(Sector(4), Sector(36));
-        let mut bytes = vec![0; range.count().bytes().0 as usize];
-        assert_eq!(nonzero_runs(range, &bytes), []);
-        let at = |sector: u64| ((sector - 4) * 512) as usize;
-        bytes[at(7)] = 1;
-        bytes[at(8) + 511] = 1;
-        bytes[at(35)] = 1;
-        let run = |start, end| SectorRange::between(Sector(start), Sector(end));
-        assert_eq!(nonzero_runs(range, &bytes), [run(4, 16), run(32, 36)]);
-    }
 }
