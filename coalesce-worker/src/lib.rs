@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   Repository::open      finishes or takes back what processes that died have left
-//!     ├─ snapshot, delete
+//!     ├─ snapshot, resize, delete
 //!     └─ Coalesce::prepare   open, lock, check      nothing is changed
 //!          └─ Plan             what will move where   data: print it, or go on
 //!        Coalesce::execute
@@ -34,6 +34,7 @@ pub mod program;
 mod record;
 mod report;
 mod repository;
+mod resize;
 mod run;
 pub mod size;
 mod snapshot;
@@ -62,6 +63,7 @@ pub use plan::{Plan, Unit};
 pub use record::Direction;
 pub use report::{FailedRun, Forecast, ForecastRun, MergedRun, Report};
 pub use repository::{Recovered, Repository, Unfinished, WaitReason};
+pub use resize::ResizeError;
 pub use snapshot::{SnapshotError, Snapshotted};
 pub use socket::{AskError, Command, Refused, Server, SocketError, ask};
 pub use status::{

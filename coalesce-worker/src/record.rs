@@ -18,6 +18,8 @@ pub(crate) enum Record {
     Snapshot(SnapshotIntent),
     /// A volume is deleted.
     Delete(FileId),
+    /// A volume of this length is made larger.
+    Resize { file: FileId, length: u64 },
     /// A run is merged.
     Merge(MergeIntent),
     /// Everything before this sector has been merged, durably.

@@ -19,6 +19,7 @@ use crate::error::CoalesceError;
 use crate::finish::{Finish, remove_obsolete};
 use crate::journal::Journal;
 use crate::record::{Direction, FileId, HeaderRecord, MergeIntent, Record};
+use crate::resize::ResizeError;
 use crate::run::{Run, lock_source};
 use crate::snapshot::SnapshotError;
 use crate::target::Target;
@@ -59,6 +60,9 @@ pub enum WaitReason {
     /// Nor a merge.
     #[error(transparent)]
     Merge(#[from] CoalesceError),
+    /// A volume's new size cannot be taken back.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
 }
 
 /// What came of one journal.
@@ -131,6 +135,9 @@ impl Repository {
             }
             Some(Record::Snapshot(intent)) => {
                 (&intent.volume, self.finish_snapshot(intent, structure).map_err(Into::into))
+            }
+            Some(Record::Resize { file, length }) => {
+                (&file.path, self.finish_resize(file, ByteCount(*length), structure).map_err(Into::into))
             }
             Some(Record::Delete(id)) => (&id.path, self.finish_delete(id, structure).map_err(Into::into)),
             Some(Record::Merge(intent)) => {
