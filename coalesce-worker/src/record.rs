@@ -18,6 +18,8 @@ pub(crate) enum Record {
     Snapshot(SnapshotIntent),
     /// A volume is deleted.
     Delete(FileId),
+    /// An image becomes a child of another, which becomes hidden.
+    Compose { child: FileId, parent: FileId },
     /// A run is merged.
     Merge(MergeIntent),
     /// Everything before this sector has been merged, durably.
@@ -39,6 +41,9 @@ pub(crate) enum Record {
 pub(crate) struct SnapshotIntent {
     pub(crate) volume: PathBuf,
     pub(crate) snapshot: PathBuf,
+    /// Whether there is a file of that name, whose place the snapshot takes.
+    #[serde(default)]
+    pub(crate) replaces: bool,
     pub(crate) base: PathBuf,
     /// The unique id of the child that takes the volume's place: it tells whether it has.
     pub(crate) new_volume_id: Uuid,
