@@ -65,10 +65,8 @@ impl Repository {
     /// Hiding it decides: once that is durable the volume is gone, and whoever opens the repository next does the rest.
     /// A process that dies before leaves it as it was.
     pub fn delete(&self, volume: &Path) -> Result<Deleted, DeleteError> {
-        let volume = volume.canonicalize().map_err(FileError::when(volume, "open it"))?;
-        if folder_of(&volume) != self.folder() {
-            return Err(DeleteError::OtherFolder { path: volume, folder: self.folder().into() });
-        }
+        let other_folder = || DeleteError::OtherFolder { path: volume.into(), folder: self.folder().into() };
+        let volume = self.own_file(volume)?.ok_or_else(other_folder)?;
         let image = self.claim(&volume)?;
         if image.footer().hidden() {
             return Err(DeleteError::Hidden { path: volume });

@@ -152,7 +152,7 @@ impl Finish<'_> {
     fn relink(&self, mut child: Image<ReadWrite>, journal: &mut Journal) -> Result<(), CoalesceError> {
         let target = &self.intent.target;
         let link = ParentLink::new(folder_of(child.path()), &self.path(target), target.unique_id)?;
-        let record = record_in(self.repository, journal, child.path());
+        let record = record_in::<CoalesceError>(self.repository, journal, child.path());
         child.relink_recorded(&link, record)?;
         Ok(child.close()?)
     }
@@ -162,7 +162,7 @@ impl Finish<'_> {
         let repository = self.repository;
         let path = self.target.container().path().to_path_buf();
         let Target::Vhd(image) = &mut self.target else { return Err(CoalesceError::FlatSource { path }) };
-        let record = record_in(repository, journal, &path);
+        let record = record_in::<CoalesceError>(repository, journal, &path);
         match &self.intent.beneath {
             Some(beneath) => {
                 let link = ParentLink::new(folder_of(&path), &repository.absolute(&beneath.path), beneath.unique_id)?;
@@ -218,11 +218,11 @@ fn node_size(node: &Path) -> Result<ByteCount, CoalesceError> {
 }
 
 /// Records the change of a header.
-fn record_in<'j>(
+pub(crate) fn record_in<'j, E: From<FileError>>(
     repository: &Repository,
     journal: &'j mut Journal,
     image: &Path,
-) -> impl FnOnce(&HeaderChange) -> Result<(), CoalesceError> + use<'j> {
+) -> impl FnOnce(&HeaderChange) -> Result<(), E> + use<'j, E> {
     let image = repository.relative(image);
     move |change| Ok(journal.append(&Record::Header(HeaderRecord::new(image, change)))?)
 }

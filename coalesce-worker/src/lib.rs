@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   Repository::open      finishes or takes back what processes that died have left
-//!     ├─ snapshot, resize, delete
+//!     ├─ snapshot, revert, compose, resize, delete
 //!     └─ Coalesce::prepare   open, lock, check      nothing is changed
 //!          └─ Plan             what will move where   data: print it, or go on
 //!        Coalesce::execute
@@ -20,6 +20,7 @@ mod abort;
 mod budget;
 mod coalesce;
 mod collect;
+mod compose;
 mod daemon;
 mod delete;
 mod error;
@@ -35,6 +36,7 @@ mod record;
 mod report;
 mod repository;
 mod resize;
+mod revert;
 mod run;
 pub mod size;
 mod snapshot;
@@ -52,6 +54,7 @@ pub use abort::{Abort, Aborted, WakeGuard};
 pub use budget::{Budget, Limits, Permit};
 pub use coalesce::{Coalesce, Ending, Outcome, Request};
 pub use collect::{CollectError, CollectOptions, Collected, Failed, Merged};
+pub use compose::ComposeError;
 pub use daemon::{DaemonError, DaemonOptions, Merging, run_daemon};
 pub use delete::{DeleteError, Deleted};
 pub use error::CoalesceError;
@@ -64,6 +67,7 @@ pub use record::Direction;
 pub use report::{FailedRun, Forecast, ForecastRun, MergedRun, Report};
 pub use repository::{Recovered, Repository, Unfinished, WaitReason};
 pub use resize::ResizeError;
+pub use revert::RevertError;
 pub use snapshot::{SnapshotError, Snapshotted};
 pub use socket::{AskError, Command, Refused, Server, SocketError, ask};
 pub use status::{

@@ -20,6 +20,8 @@ pub(crate) enum Record {
     Delete(FileId),
     /// A volume of this length is made larger.
     Resize { file: FileId, length: u64 },
+    /// An image becomes a child of another, which becomes hidden.
+    Compose { child: FileId, parent: FileId },
     /// A run is merged.
     Merge(MergeIntent),
     /// Everything before this sector has been merged, durably.
@@ -41,6 +43,9 @@ pub(crate) enum Record {
 pub(crate) struct SnapshotIntent {
     pub(crate) volume: PathBuf,
     pub(crate) snapshot: PathBuf,
+    /// Whether there is a file of that name, whose place the snapshot takes.
+    #[serde(default)]
+    pub(crate) replaces: bool,
     pub(crate) base: PathBuf,
     /// The unique id of the child that takes the volume's place: it tells whether it has.
     pub(crate) new_volume_id: Uuid,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use vhd_core::{ChainOptions, FileError, Files, Folder, FolderError, sync_folder};
+use vhd_core::{ChainOptions, FileError, Files, Folder, FolderError, folder_of, sync_folder};
 
 use crate::abort::Abort;
 use crate::journal::Journal;
@@ -91,6 +91,12 @@ impl Repository {
     /// Names a file as journals do.
     pub(crate) fn relative(&self, path: &Path) -> PathBuf {
         path.strip_prefix(&self.folder).unwrap_or(path).into()
+    }
+
+    /// Finds the file that a path leads to, without links; `None` where that is not in the repository's folder.
+    pub(crate) fn own_file(&self, path: &Path) -> Result<Option<PathBuf>, FileError> {
+        let real = path.canonicalize().map_err(FileError::when(path, "open it"))?;
+        Ok(Some(real).filter(|real| folder_of(real) == self.folder()))
     }
 
     /// Finds a file that a journal names.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uuid::Uuid;
-use vhd_core::{ByteCount, FileError, FileStorage, Files, Folder, Image, Layer, Lock, folder_of};
+use vhd_core::{ByteCount, FileError, FileStorage, Files, Folder, Image, Layer, Lock, StorageError, folder_of};
 
 use crate::abort::Abort;
 use crate::coalesce::Request;
@@ -230,12 +230,17 @@ pub(crate) fn open_child(
         Err(error) if is_busy(&error) => return Ok(None),
         child => child?,
     };
-    let parent = child.parent_paths()?.iter().find_map(|path| path.canonicalize().ok());
-    let same_id = child.header().map(vhd_core::Header::parent_unique_id) == Some(unique_id);
-    if !same_id || parent.as_deref() != Some(node) {
+    if !is_child_of(&child, node, unique_id)? {
         return Err(CoalesceError::OtherChild { node: node.into(), child: path.into() });
     }
     Ok(Some(child))
+}
+
+/// Tells whether an image names the file at `parent`, which has no links in it, as its parent, and who that is.
+pub(crate) fn is_child_of<Mode>(child: &Image<Mode>, parent: &Path, unique_id: Uuid) -> Result<bool, StorageError> {
+    let named = child.parent_paths()?.iter().find_map(|path| path.canonicalize().ok());
+    let same_id = child.header().map(vhd_core::Header::parent_unique_id) == Some(unique_id);
+    Ok(same_id && named.as_deref() == Some(parent))
 }
 
 /// Tells whether an image is free: nobody has locked it now, or it is gone.

@@ -34,6 +34,17 @@ pub enum Snapshotted {
     SharedParent(PathBuf),
 }
 
+/// The second child that a volume is given beside itself.
+#[derive(Debug)]
+pub(crate) struct Twin<'a> {
+    /// Where it goes, in the repository's folder.
+    pub(crate) path: &'a Path,
+    /// Whether it takes the place of a file that is there.
+    pub(crate) replaces: bool,
+    /// How many images the volume's chain may have.
+    pub(crate) limit: u32,
+}
+
 /// Why a snapshot was not taken, or an interrupted one not finished.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -77,6 +88,16 @@ pub enum SnapshotError {
         /// The snapshot asked for.
         snapshot: PathBuf,
     },
+    /// The volume's chain would become deeper than is wanted, or than this repository opens.
+    #[error("{}: with a new base its chain would be {depth} images deep, and at most {limit} are allowed; coalesce it first", path.display())]
+    TooDeep {
+        /// The volume.
+        path: PathBuf,
+        /// How many images its chain would have, the volume counted.
+        depth: usize,
+        /// How many it may have.
+        limit: usize,
+    },
 }
 
 impl From<OpenError> for SnapshotError {
@@ -104,17 +125,41 @@ impl Repository {
     /// The volume reads the same throughout. The snapshot is there whole or not at all once the repository has been
     /// opened again.
     pub fn snapshot(&self, volume: &Path, snapshot: &Path) -> Result<Snapshotted, SnapshotError> {
+        self.snapshot_within(volume, snapshot, u32::MAX)
+    }
+
+    /// As [`snapshot`](Self::snapshot), and refuses to give the volume a chain of more than `limit` images, itself counted.
+    /// To share a parent adds none, and is never refused. Nor does either make a chain that the repository's own options
+    /// would not open.
+    ///
+    /// # Errors
+    /// As [`snapshot`](Self::snapshot), and [`SnapshotError::TooDeep`].
+    ///
+    /// # Crash safety
+    /// As [`snapshot`](Self::snapshot).
+    pub fn snapshot_within(&self, volume: &Path, snapshot: &Path, limit: u32) -> Result<Snapshotted, SnapshotError> {
         // Not the link that leads to it: its file is to get another name.
         let volume = &volume.canonicalize().map_err(FileError::when(volume, "open it"))?;
         let other_folder = || SnapshotError::OtherFolder { volume: volume.into(), snapshot: snapshot.into() };
         let in_our_folder = |path: &Path| folder_of(path).canonicalize().is_ok_and(|folder| folder == self.folder());
         let name = snapshot.file_name().filter(|_| in_our_folder(snapshot) && in_our_folder(volume));
         let target = self.folder().join(name.ok_or_else(other_folder)?);
-        let mut image = self.claim(volume)?;
+        let image = self.claim(volume)?;
         let structure = self.lock_structure()?;
         if fs::symlink_metadata(&target).is_ok() {
             return Err(CreateError::Exists { path: snapshot.into() }.into());
         }
+        self.add_twin(image, &Twin { path: &target, replaces: false, limit }, &structure)
+    }
+
+    /// Gives a locked volume a twin, with a new base or on the parent that it has.
+    pub(crate) fn add_twin(
+        &self,
+        mut image: Image<ReadWrite>,
+        twin: &Twin<'_>,
+        structure: &StructureLock,
+    ) -> Result<Snapshotted, SnapshotError> {
+        let volume = &image.path().to_path_buf();
         let parents = self.options().open_parents(&image, volume)?;
         if image.footer().hidden() {
             return Err(SnapshotError::Hidden { path: volume.into() });
@@ -125,49 +170,80 @@ impl Repository {
             && let Some(_held) = hold_parent(&parent)?
         {
             let unique_id = image.header().expect("it has a parent").parent_unique_id();
-            let link = ParentLink::new(self.folder(), &parent, unique_id)?;
-            create_file(&target, &NewImage::child_of(&image, link), Existing::Keep)?;
+            let new = NewImage::child_of(&image, ParentLink::new(self.folder(), &parent, unique_id)?);
+            match twin.replaces {
+                true => self.replace(&new, twin.path, structure)?,
+                false => create_file(twin.path, &new, Existing::Keep)?,
+            }
             return Ok(Snapshotted::SharedParent(parent));
+        }
+        // The volume, a new base, and what that then stands on.
+        let depth = 2 + parents.as_ref().map_or(0, |chain| chain.layers().len());
+        let limit = usize::try_from(twin.limit).unwrap_or(usize::MAX).min(self.options().max_depth);
+        if depth > limit {
+            return Err(SnapshotError::TooDeep { path: volume.into(), depth, limit });
         }
         drop(parents);
         let forest = self.scan()?;
         if let Some(child) = forest.dependants(volume, image.footer().unique_id()).first() {
             return Err(SnapshotError::HasChild { path: volume.into(), child: child.to_path_buf() });
         }
-        self.branch(volume, &target, &mut image, &structure)
+        self.branch(volume, twin, &mut image, structure)
+    }
+
+    /// Puts a new image in the place of a file. One rename decides; an image that has not got its name is removed by
+    /// whoever opens the repository next.
+    fn replace(&self, new: &NewImage, path: &Path, _: &StructureLock) -> Result<(), SnapshotError> {
+        let prepared = self.prepared(new);
+        let result: Result<(), SnapshotError> = (|| {
+            create_file(&prepared, new, Existing::Keep)?;
+            copy_owner(path, &prepared)?;
+            Ok(fs::rename(&prepared, path).map_err(FileError::when(path, "put the new image in its place"))?)
+        })();
+        if result.is_err() {
+            let _ = fs::remove_file(&prepared);
+        }
+        result?;
+        Ok(sync_folder(self.folder())?)
+    }
+
+    /// Where a new image waits for its name.
+    fn prepared(&self, new: &NewImage) -> PathBuf {
+        self.state().join(format!("{}.vhd", new.unique_id))
     }
 
     /// Makes the volume's file the base of two children, journaled.
     fn branch(
         &self,
         volume: &Path,
-        snapshot: &Path,
+        twin: &Twin<'_>,
         image: &mut Image<ReadWrite>,
         structure: &StructureLock,
     ) -> Result<Snapshotted, SnapshotError> {
         let base_name = PathBuf::from(format!("{}.vhd", Uuid::new_v4()));
         let link = ParentLink::to_named(&base_name, image.footer().unique_id(), Timestamp::now())?;
         let (new_volume, new_snapshot) = (NewImage::child_of(image, link.clone()), NewImage::child_of(image, link));
-        let prepared = |new: &NewImage| self.state().join(format!("{}.vhd", new.unique_id));
         let intent = SnapshotIntent {
             volume: self.relative(volume),
-            snapshot: self.relative(snapshot),
+            snapshot: self.relative(twin.path),
+            replaces: twin.replaces,
             base: base_name,
             new_volume_id: new_volume.unique_id,
-            prepared_volume: self.relative(&prepared(&new_volume)),
-            prepared_snapshot: self.relative(&prepared(&new_snapshot)),
+            prepared_volume: self.relative(&self.prepared(&new_volume)),
+            prepared_snapshot: self.relative(&self.prepared(&new_snapshot)),
         };
         let journal = Journal::begin(&self.state(), &Record::Snapshot(intent.clone()))?;
         let base = self.absolute(&intent.base);
         let result: Result<(), SnapshotError> = (|| {
-            for new in [&new_volume, &new_snapshot] {
-                let path = prepared(new);
+            let like = if twin.replaces { twin.path } else { volume };
+            for (new, owned_like) in [(&new_volume, volume), (&new_snapshot, like)] {
+                let path = self.prepared(new);
                 create_file(&path, new, Existing::Keep)?;
-                copy_owner(volume, &path)?;
+                copy_owner(owned_like, &path)?;
             }
             fs::hard_link(volume, &base).map_err(FileError::when(&base, "give the volume's file its new name"))?;
             sync_folder(self.folder())?;
-            let put = fs::rename(prepared(&new_volume), volume);
+            let put = fs::rename(self.prepared(&new_volume), volume);
             Ok(put.map_err(FileError::when(volume, "put the new child in the volume's place"))?)
         })();
         match result {
@@ -206,14 +282,19 @@ impl Repository {
             return Ok(());
         }
         Image::open_writable(&base)?.set_hidden(true)?;
+        if intent.replaces {
+            // What is there now may have been written to since that process died.
+            return Ok(remove_if_there(&self.absolute(&intent.prepared_snapshot))?);
+        }
         self.show_snapshot(intent)
     }
 
     fn show_snapshot(&self, intent: &SnapshotIntent) -> Result<(), SnapshotError> {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         let (prepared, snapshot) = (self.absolute(&intent.prepared_snapshot), self.absolute(&intent.snapshot));
+        let flags = if intent.replaces { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
         if prepared.exists() {
-            renameat_with(CWD, &prepared, CWD, &snapshot, RenameFlags::NOREPLACE)
+            renameat_with(CWD, &prepared, CWD, &snapshot, flags)
                 .map_err(|errno| FileError::when(&snapshot, "give the snapshot its name")(errno.into()))?;
         }
         Ok(sync_folder(self.folder())?)
@@ -238,7 +319,8 @@ fn hold_parent(parent: &Path) -> Result<Option<FileStorage>, FileError> {
     }
 }
 
-fn is_same_file(a: &Path, b: &Path) -> bool {
+/// Tells whether two names lead to one file.
+pub(crate) fn is_same_file(a: &Path, b: &Path) -> bool {
     let identity = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
     identity(a).ok().zip(identity(b).ok()).is_some_and(|(a, b)| a == b)
 }

@@ -37,6 +37,12 @@ pub enum MetadataError {
         /// The image.
         path: PathBuf,
     },
+    /// A fixed image holds all of its disk.
+    #[error("{}: a fixed image, which cannot have a parent", path.display())]
+    Fixed {
+        /// The image.
+        path: PathBuf,
+    },
     /// A parent's path cannot be written into an image.
     #[error(transparent)]
     Link(#[from] LinkError),

@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vhd_core::{
-    ByteCount, Container, FileError, FileStorage, HEADER_SIZE, Image, Lock, OpenError, ReadOnly, sync_folder,
+    ByteCount, Container, FileError, FileStorage, HEADER_SIZE, Image, Lock, OpenError, ReadOnly, StorageError,
+    sync_folder,
 };
 
 use super::{Repository, StructureLock};
 use crate::abort::Abort;
 use crate::coalesce::{Request, reopen_target};
+use crate::compose::ComposeError;
 use crate::delete::DeleteError;
 use crate::error::CoalesceError;
 use crate::finish::{Finish, remove_obsolete};
@@ -57,6 +59,9 @@ pub enum WaitReason {
     /// Nor a deletion.
     #[error(transparent)]
     Delete(#[from] DeleteError),
+    /// Nor the linking of an image to a parent.
+    #[error(transparent)]
+    Compose(#[from] ComposeError),
     /// Nor a merge.
     #[error(transparent)]
     Merge(#[from] CoalesceError),
@@ -140,6 +145,12 @@ impl Repository {
                 (&file.path, self.finish_resize(file, ByteCount(*length), structure).map_err(Into::into))
             }
             Some(Record::Delete(id)) => (&id.path, self.finish_delete(id, structure).map_err(Into::into)),
+            Some(Record::Compose { child, parent }) => {
+                match self.finish_compose(child, parent, headers(records).last(), structure) {
+                    Ok(Some(image)) => return Ok(Outcome::in_use(image)),
+                    done => (&child.path, done.map(drop).map_err(Into::into)),
+                }
+            }
             Some(Record::Merge(intent)) => {
                 let node = self.absolute(&intent.node().path);
                 let recovered = self.recover_merge(journal, intent, records, structure);
@@ -181,7 +192,7 @@ impl Repository {
             return Ok(Outcome::Finished);
         }
         if let Some(header) = headers(records).last()
-            && let Some(image) = self.mend_header(header)?
+            && let Some(image) = self.mend_header::<CoalesceError>(header)?
         {
             return Ok(Outcome::in_use(image));
         }
@@ -293,7 +304,10 @@ impl Repository {
     }
 
     /// Finishes the change of a header; gives the image where somebody uses it.
-    fn mend_header(&self, header: &HeaderRecord) -> Result<Option<PathBuf>, CoalesceError> {
+    pub(crate) fn mend_header<E>(&self, header: &HeaderRecord) -> Result<Option<PathBuf>, E>
+    where
+        E: From<FileError> + From<StorageError>,
+    {
         let path = self.absolute(&header.image);
         let storage = match FileStorage::open_writable(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

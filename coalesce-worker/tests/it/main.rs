@@ -5,7 +5,9 @@
 mod behaviours;
 mod coalesce;
 mod collect;
+mod compose;
 mod file_systems;
 mod model;
+mod revert;
 mod review;
 mod snapshot;

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use coalesce_worker::{DeleteError, Deleted, SnapshotError, Snapshotted};
+use testkit::scene::{self, Scene};
 use testkit::worker::{self, snapshot};
 use testkit::{golden, guest_sha256};
 use vhd_core::{
@@ -150,4 +151,35 @@ fn what_was_deleted_is_gone_or_hidden() {
     assert!(matches!(repository.delete(&path("base.vhd")).unwrap_err(), DeleteError::Hidden { .. }));
     assert_eq!(hash(&path("mid.vhd")), before);
     assert_eq!(files(folder.path()), ["base.vhd", "mid.vhd"].map(path));
+}
+
+#[test]
+fn a_chain_gets_no_deeper_than_the_limit() {
+    let scene = Scene::default();
+    scene.dynamic("v.vhd", 64);
+    scene.write("v.vhd", 0..8, 1);
+    let volume = scene.file("v.vhd");
+    let repository = worker::repository_of(&volume, &options());
+    let within = |name: &str, limit: u32| repository.snapshot_within(&volume, &scene.file(name), limit);
+    let too_deep = |taken: Result<Snapshotted, SnapshotError>| match taken {
+        Err(SnapshotError::TooDeep { depth, limit, .. }) => (depth, limit),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(too_deep(within("no.vhd", 1)), (2, 1), "a base alone is one deep");
+    within("s1.vhd", 2).unwrap();
+    within("s2.vhd", 2).unwrap();
+    assert_eq!(scene::depth(&volume), 2, "they share the base");
+    scene.write("v.vhd", 8..16, 2);
+    let before = scene::files(scene.path());
+    let error = within("no.vhd", 2).unwrap_err();
+    assert!(error.to_string().contains("3 images deep"), "{error}");
+    assert!(scene::files(scene.path()) == before);
+    within("s3.vhd", 3).unwrap();
+    assert_eq!(scene::depth(&volume), 3);
+
+    scene.write("v.vhd", 0..8, 3);
+    let shallow = ChainOptions { max_depth: 3, ..options() };
+    let unlimited = worker::repository_of(&volume, &shallow).snapshot(&volume, &scene.file("no.vhd"));
+    assert_eq!(too_deep(unlimited), (4, 3), "what nobody here could open again");
+    repository.snapshot(&volume, &scene.file("s4.vhd")).unwrap();
 }

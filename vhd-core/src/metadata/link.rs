@@ -154,6 +154,36 @@ impl Image<ReadWrite> {
         self.change_header(header, record)
     }
 
+    /// Gives an image a parent, whose content then shows at every sector that the image does not hold. One that has a
+    /// parent is linked to this instead. The change of the header is recorded as by
+    /// [`relink_recorded`](Self::relink_recorded).
+    ///
+    /// # Errors
+    /// A fixed image; a failed write or sync; those of `record`.
+    ///
+    /// # Crash safety
+    /// Of an image without a parent one sector, the end footer, decides. The header names the parent, durably, before;
+    /// until then nothing reads it for that, and if power fails it can be taken back by changing it from new to old.
+    /// Of another image as [`relink_recorded`](Self::relink_recorded).
+    pub fn attach<E: From<MetadataError>>(
+        &mut self,
+        parent: &ParentLink,
+        record: impl FnOnce(&HeaderChange) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.tables.is_none() {
+            return Err(MetadataError::Fixed { path: self.path().into() }.into());
+        }
+        if self.is_differencing() {
+            return self.relink_recorded(parent, record);
+        }
+        self.flush().map_err(MetadataError::from)?;
+        let header = self.commit(|image| image.write_locators(parent))?;
+        self.change_header(header, record)?;
+        let mut footer = self.footer.clone();
+        footer.set_disk_type(DiskType::Differencing);
+        Ok(self.commit(|image| image.rewrite_footers(footer))?)
+    }
+
     /// Makes a differencing image that holds by itself all that it reads an image without a parent.
     ///
     /// # Errors
@@ -201,7 +231,7 @@ impl Image<ReadWrite> {
 
     /// Writes the locator texts of a new parent, durably; gives the header that points to them.
     fn write_locators(&self, parent: &ParentLink) -> Result<Header, MetadataError> {
-        let tables = self.tables.as_ref().expect("a differencing image has a header");
+        let tables = self.tables.as_ref().expect("only called with tables");
         let old: Vec<LocatorEntry> = tables.header.locators().map(|(_, entry)| entry).collect();
         let texts: Vec<&Vec<u8>> = parent.locators.iter().map(|(_, text)| text).collect();
         let mut at = self.locator_room(tables, &old, &texts)?;

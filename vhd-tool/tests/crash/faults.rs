@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use testkit::inject::{CHANGING, Injected, fail_at, fail_from};
 
 use crate::case::{End, Prepared};
-use crate::program::Program;
 use crate::states::side_by_side;
 use crate::table;
 
@@ -78,10 +77,8 @@ fn failing_calls_lose_nothing() {
     for case in table::cases().into_iter().filter(|case| only.as_ref().is_none_or(|only| only == case.name)) {
         let (prepared, tried) = (case.prepare(), Tried::default());
         // This binary prints by itself when it is another program.
-        let calls = CHANGING.into_iter().chain(["openat"]).filter(|call| {
-            *call != "write"
-                || !matches!(prepared.case.program, Program::Collect | Program::CollectSlowly | Program::Recover)
-        });
+        let calls = CHANGING.into_iter().chain(["openat"]);
+        let calls = calls.filter(|call| *call != "write" || !prepared.case.program.is_this_binary());
         let all: Vec<_> = calls.flat_map(|call| FAULTS.map(|fault| (call, fault))).collect();
         side_by_side(all.into_iter(), |(call, fault)| {
             let first = if call == "openat" { OPENED_BY_ANY } else { 1 };

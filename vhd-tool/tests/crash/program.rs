@@ -24,6 +24,10 @@ pub(crate) enum Program {
     Collect,
     /// The same, at a rate that leaves time to be killed.
     CollectSlowly,
+    /// Makes the first volume a clone of the second.
+    Revert(&'static str, &'static str),
+    /// Makes the first volume a child of the second.
+    Compose(&'static str, &'static str),
 }
 
 impl Program {
@@ -40,9 +44,16 @@ impl Program {
             Self::Recover => this_binary("recover"),
             Self::Collect => this_binary("collect"),
             Self::CollectSlowly => this_binary("collect-slowly"),
+            Self::Revert(volume, snapshot) => this_binary(&format!("revert {volume} {snapshot}")),
+            Self::Compose(child, parent) => this_binary(&format!("compose {child} {parent}")),
         };
         command.current_dir(folder);
         command
+    }
+
+    /// Tells whether it is this binary, which prints by itself when it is another program.
+    pub(crate) fn is_this_binary(self) -> bool {
+        !matches!(self, Self::Tool(_) | Self::ToolWith(..))
     }
 }
 
@@ -63,18 +74,29 @@ fn this_binary(what: &str) -> Command {
 #[test]
 fn runs_as_another_program() {
     let Ok(what) = env::var(VARIABLE) else { return };
-    let result = match what.as_str() {
-        "recover" => {
-            Repository::open(Path::new("."), ChainOptions::default()).map(drop).map_err(|error| vec![error.to_string()])
-        }
-        "collect" => collect(Path::new(".")).and_then(|collected| all_done(&collected)),
-        "collect-slowly" => collect_within(Path::new("."), SLOW).and_then(|collected| all_done(&collected)),
-        other => panic!("{other} is no program"),
+    let words: Vec<&str> = what.split(' ').collect();
+    let result = match words[..] {
+        ["recover"] => open().map(drop),
+        ["revert", volume, snapshot] => open().and_then(|repository| {
+            let reverted = repository.revert(Path::new(volume), Path::new(snapshot));
+            reverted.map(drop).map_err(|error| vec![error.to_string()])
+        }),
+        ["compose", child, parent] => open().and_then(|repository| {
+            repository.compose(Path::new(child), Path::new(parent)).map_err(|error| vec![error.to_string()])
+        }),
+        ["collect"] => collect(Path::new(".")).and_then(|collected| all_done(&collected)),
+        ["collect-slowly"] => collect_within(Path::new("."), SLOW).and_then(|collected| all_done(&collected)),
+        _ => panic!("{what} is no program"),
     };
     if let Err(errors) = result {
         eprintln!("error: {}", errors.join("; "));
         std::process::exit(5);
     }
+}
+
+fn open() -> Result<Repository, Vec<String>> {
+    let opened = Repository::open(Path::new("."), ChainOptions::default());
+    opened.map(|(repository, _)| repository).map_err(|error| vec![error.to_string()])
 }
 
 /// Some megabytes take a tenth of a second.

@@ -1,5 +1,6 @@
 //! The operations, each on a repository of its own.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -11,7 +12,7 @@ use vhd_core::{Sector, SectorRange};
 use crate::case::{Case, Change, SECTORS};
 use crate::program::{Program, vhd_tool};
 
-use Program::{Collect, Tool, ToolWith};
+use Program::{Collect, Compose, Revert, Tool, ToolWith};
 
 /// A hidden base and a hidden child of it, both with data.
 fn run(scene: &Scene) {
@@ -55,6 +56,34 @@ fn chain_on_a_root(scene: &Scene) {
     scene.write("leaf.vhd", 10..90, 3);
     scene.child("other.vhd", "root.vhd");
     scene.write("other.vhd", 120..130, 4);
+}
+
+/// A volume with two others beside it, one of them larger and one that has written nothing.
+fn snapshots(scene: &Scene) {
+    chain(scene);
+    scene.larger_child("second.vhd", "mid.vhd", SECTORS + 40);
+    scene.write("second.vhd", 0..9, 4);
+    scene.write("second.vhd", SECTORS + 30..SECTORS + 40, 4);
+    scene.child("third.vhd", "mid.vhd");
+}
+
+/// What a volume holds that is to be a child of another.
+const HELD: [Range<u64>; 2] = [20..53, 190..SECTORS + 32];
+
+/// A volume, and a larger one that has no parent.
+fn apart(scene: &Scene) {
+    chain(scene);
+    scene.dynamic("new.vhd", SECTORS + 40);
+    HELD.into_iter().for_each(|sectors| scene.write("new.vhd", sectors, 6));
+}
+
+fn apart_on_a_base(scene: &Scene) {
+    chain(scene);
+    scene.dynamic("old.vhd", SECTORS);
+    scene.write("old.vhd", 0..100, 5);
+    scene.hide("old.vhd");
+    scene.larger_child("new.vhd", "old.vhd", SECTORS + 40);
+    HELD.into_iter().for_each(|sectors| scene.write("new.vhd", sectors, 6));
 }
 
 /// The table of blocks needs more room than there is before the first block.
@@ -172,6 +201,22 @@ pub(crate) fn cases() -> Vec<Case> {
         same("raw", chain_on_raw, &["coalesce", "mid.vhd", "--into", "disk.img"], 2),
         same("resume", interrupted, RELINK, 4),
         same("supersede", interrupted_otherwise, TAKE_NAME, 1),
+        case("revert", snapshots, Revert("leaf.vhd", "second.vhd"), Change::Reverted("leaf.vhd", "second.vhd"), 6),
+        case(
+            "revert (shared parent)",
+            snapshots,
+            Revert("leaf.vhd", "third.vhd"),
+            Change::Reverted("leaf.vhd", "third.vhd"),
+            5,
+        ),
+        case("compose", apart, Compose("new.vhd", "leaf.vhd"), Change::Composed("new.vhd", "leaf.vhd", &HELD), 4),
+        case(
+            "compose (another parent)",
+            apart_on_a_base,
+            Compose("new.vhd", "leaf.vhd"),
+            Change::Composed("new.vhd", "leaf.vhd", &HELD),
+            5,
+        ),
         case("collect", forest, Collect, Change::None, 4),
         case("collect an interrupted merge", interrupted, Collect, Change::None, 4),
     ]

@@ -1,0 +1,253 @@
+//! Composing: an image becomes a child of another, whose content shows wherever the child holds nothing.
+//!
+//! ```text
+//!   C            P ──▶ (its parent)           before: two volumes
+//!   C ──▶ P hidden ──▶ (its parent)           after: one
+//! ```
+//!
+//! Of a child without a parent its end footer decides, of another one its header. A process that dies before that leaves
+//! a composition that is taken back, one that dies after it leaves one that is completed: the parent becomes hidden.
+
+use std::path::{Path, PathBuf};
+
+use vhd_core::{
+    ByteCount, ChainError, DiskType, FileError, FolderError, HeaderChange, Image, LinkError, MetadataError, OpenError,
+    ParentLink, ReadWrite, StorageError,
+};
+
+use crate::delete::is_busy;
+use crate::finish::record_in;
+use crate::journal::Journal;
+use crate::record::{Direction, FileId, HeaderRecord, Record};
+use crate::repository::{Repository, StructureLock};
+use crate::run::is_child_of;
+use crate::snapshot::is_same_file;
+
+/// Why an image was not made a child of another, or that not finished.
+#[derive(Debug, thiserror::Error)]
+pub enum ComposeError {
+    /// One of them, or a parent of the parent, cannot be opened, or somebody uses it. Or the chain would be too deep.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// The parent cannot be recorded.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// A step on an image failed.
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    /// The folder cannot be listed.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A step on a file failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// One of them lies elsewhere.
+    #[error("{}: not in the repository {}", path.display(), folder.display())]
+    OtherFolder {
+        /// The image.
+        path: PathBuf,
+        /// The repository.
+        folder: PathBuf,
+    },
+    /// The child holds all of its disk.
+    #[error("{}: a fixed image, which cannot have a parent", path.display())]
+    Fixed {
+        /// The child.
+        path: PathBuf,
+    },
+    /// Chains do not go round in circles.
+    #[error("{}: is {} or a copy of it, or reads through it, and cannot be its parent", parent.display(), child.display())]
+    Cycle {
+        /// The child.
+        child: PathBuf,
+        /// The parent asked for.
+        parent: PathBuf,
+    },
+    /// A child that ends before its parent would hide the rest.
+    #[error("{}: a disk of {child_size} bytes is smaller than {}, of {parent_size}, and cannot be its child", child.display(), parent.display())]
+    Smaller {
+        /// The child.
+        child: PathBuf,
+        /// Its size.
+        child_size: ByteCount,
+        /// The parent asked for.
+        parent: PathBuf,
+        /// Its size.
+        parent_size: ByteCount,
+    },
+    /// The child is no volume.
+    #[error("{}: a hidden base, not a volume, and whoever reads through it would read something else", path.display())]
+    Hidden {
+        /// The child.
+        path: PathBuf,
+    },
+    /// The child has children.
+    #[error("{}: {} is a child of it, and would read something else", path.display(), child.display())]
+    HasChild {
+        /// The child asked for.
+        path: PathBuf,
+        /// Its child.
+        child: PathBuf,
+    },
+    /// What the image reads is, in part, in the files of an interrupted merge.
+    #[error("{}: a merge of it was interrupted, and has to be finished first", path.display())]
+    Unfinished {
+        /// The image.
+        path: PathBuf,
+    },
+}
+
+impl From<OpenError> for ComposeError {
+    fn from(error: OpenError) -> Self {
+        Self::Chain(error.into())
+    }
+}
+
+impl From<StorageError> for ComposeError {
+    fn from(error: StorageError) -> Self {
+        Self::Chain(error.into())
+    }
+}
+
+impl Repository {
+    /// Makes the volume `child` a child of `parent`, which then is a hidden base: the content of `parent` shows at every
+    /// sector that `child` does not hold. A child that has a parent is taken from that. Done again it changes nothing.
+    ///
+    /// Zeros that were written to an image without a parent, at sectors that it did not hold, may not be held either.
+    ///
+    /// # Errors
+    /// What [`ComposeError`] lists. Images in use are refused, and so is a child that has children of its own.
+    ///
+    /// # Crash safety
+    /// Once the repository has been opened again, the child is what it was and the parent visible, or it is the whole
+    /// composition and the parent hidden; between, the child is always one or the other.
+    pub fn compose(&self, child: &Path, parent: &Path) -> Result<(), ComposeError> {
+        let own = |path: &Path| {
+            let other_folder = || ComposeError::OtherFolder { path: path.into(), folder: self.folder().into() };
+            self.own_file(path)?.ok_or_else(other_folder)
+        };
+        let (child_path, parent_path) = (own(child)?, own(parent)?);
+        if is_same_file(&child_path, &parent_path) {
+            return Err(ComposeError::Cycle { child: child_path, parent: parent_path });
+        }
+        let (mut child, mut parent) = (self.claim(&child_path)?, self.claim(&parent_path)?);
+        let structure = self.lock_structure()?;
+        let unique_id = parent.footer().unique_id();
+        if is_child_of(&child, &parent_path, unique_id)? {
+            return Ok(parent.set_hidden(true)?);
+        }
+        self.check_composable(&child, &parent, &structure)?;
+        let link = ParentLink::new(self.folder(), &parent_path, unique_id)?;
+        let id = |path: &Path, image: &Image<ReadWrite>| FileId {
+            path: self.relative(path),
+            unique_id: image.footer().unique_id(),
+        };
+        let intent = Record::Compose { child: id(&child_path, &child), parent: id(&parent_path, &parent) };
+        let mut journal = Journal::begin(&self.state(), &intent)?;
+        child.attach::<ComposeError>(&link, record_in(self, &mut journal, &child_path))?;
+        parent.set_hidden(true)?;
+        // What is left is a journal of something that has been done: whoever opens the repository next finds that.
+        let _ = journal.remove();
+        Ok(())
+    }
+
+    fn check_composable(
+        &self,
+        child: &Image<ReadWrite>,
+        parent: &Image<ReadWrite>,
+        structure: &StructureLock,
+    ) -> Result<(), ComposeError> {
+        let (path, parent_path) = (|| child.path().to_path_buf(), || parent.path().to_path_buf());
+        if child.header().is_none() {
+            return Err(ComposeError::Fixed { path: path() });
+        }
+        if child.footer().hidden() {
+            return Err(ComposeError::Hidden { path: path() });
+        }
+        let (child_size, parent_size) = (child.footer().current_size(), parent.footer().current_size());
+        if child_size < parent_size {
+            return Err(ComposeError::Smaller { child: path(), child_size, parent: parent_path(), parent_size });
+        }
+        let unique_id = child.footer().unique_id();
+        let beneath = self.options().open_parents(parent, parent.path())?;
+        let layers = beneath.as_ref().map_or(&[][..], |chain| chain.layers());
+        if parent.footer().unique_id() == unique_id || layers.iter().any(|layer| layer.path() == child.path()) {
+            return Err(ComposeError::Cycle { child: path(), parent: parent_path() });
+        }
+        // Both of them, and what the parent stands on.
+        let limit = self.options().max_depth;
+        if 2 + layers.len() > limit {
+            return Err(ChainError::TooDeep { top: path(), limit }.into());
+        }
+        if let Some(other) = self.scan()?.dependants(child.path(), unique_id).first() {
+            return Err(ComposeError::HasChild { path: path(), child: other.to_path_buf() });
+        }
+        self.check_not_half_merged(child.path(), parent.path(), structure)
+    }
+
+    /// Refuses a child whose data lies beneath it, where an interrupted merge has put it, and a parent that holds what an
+    /// interrupted merge has put there for those above it.
+    fn check_not_half_merged(&self, child: &Path, parent: &Path, _: &StructureLock) -> Result<(), ComposeError> {
+        for journal in Journal::list(&self.state())? {
+            let records = Journal::peek(&journal)?;
+            let Some(Record::Merge(intent)) = records.first() else { continue };
+            if records.iter().any(|record| matches!(record, Record::Linked { .. })) {
+                continue;
+            }
+            let gives_blocks_back = records.iter().any(|it| matches!(it, Record::Holds { .. } | Record::Merged));
+            if gives_blocks_back && intent.files().any(|file| self.absolute(&file.path) == child) {
+                return Err(ComposeError::Unfinished { path: child.into() });
+            }
+            if intent.direction == Direction::Down && self.absolute(&intent.target.path) == parent {
+                return Err(ComposeError::Unfinished { path: parent.into() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Finishes the composition of a process that died, or takes it back; gives an image that somebody uses.
+    ///
+    /// # Crash safety
+    /// Can be repeated: the journal tells the header's bytes before and after.
+    pub(crate) fn finish_compose(
+        &self,
+        child: &FileId,
+        parent: &FileId,
+        header: Option<&HeaderRecord>,
+        _: &StructureLock,
+    ) -> Result<Option<PathBuf>, ComposeError> {
+        if let Some(header) = header
+            && let Some(image) = self.mend_header::<ComposeError>(header)?
+        {
+            return Ok(Some(image));
+        }
+        let (path, parent_path) = (self.absolute(&child.path), self.absolute(&parent.path));
+        if !child.is_at(&path)? {
+            return Ok(None);
+        }
+        let Some(mut image) = open_unless_used(&path)? else { return Ok(Some(path)) };
+        let is_composed = is_child_of(&image, &parent_path, parent.unique_id)?;
+        if image.footer().disk_type() == DiskType::Dynamic
+            && let Some(HeaderChange { at, old, new }) = header.and_then(HeaderRecord::change)
+        {
+            let container = image.container().clone();
+            HeaderChange { at, old: new, new: old }.finish(&container)?;
+            image = Image::writable_from_container(container)?;
+        }
+        // The copy of the footer says the same as the footer before anything is cut off.
+        image.set_hidden(image.footer().hidden())?;
+        image.trim_tail()?;
+        if is_composed && parent.is_at(&parent_path)? {
+            let Some(mut parent) = open_unless_used(&parent_path)? else { return Ok(Some(parent_path)) };
+            parent.set_hidden(true)?;
+        }
+        Ok(None)
+    }
+}
+
+fn open_unless_used(path: &Path) -> Result<Option<Image<ReadWrite>>, OpenError> {
+    match Image::open_writable(path) {
+        Err(error) if is_busy(&error) => Ok(None),
+        image => image.map(Some),
+    }
+}
