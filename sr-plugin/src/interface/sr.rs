@@ -1,0 +1,234 @@
+//! `SR`: repositories, from a folder or a device.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::{CONFIGURATION, SR, text};
+use crate::failure::{Failure, Number};
+use crate::host::{Attached, Host};
+use crate::method::{Method, answer};
+use crate::place::{self, Place};
+use crate::sr::{Sr, SrRecord};
+use crate::wire::{Health, SrStat, Volume};
+use crate::{probe, worker};
+
+/// The methods of this interface.
+pub const METHODS: &[Method] = &[
+    Method {
+        name: "SR.probe",
+        about: "Find repositories, and what a configuration lacks to lead to one",
+        parameters: &[CONFIGURATION],
+        run: |host, arguments| answer(probe::probe(host, &arguments.read::<Configured>()?.configuration)?),
+    },
+    Method {
+        name: "SR.create",
+        about: "Make a repository in a folder, or on a device. Nothing that is there already is touched",
+        parameters: &[
+            text("uuid", "Who it is to be"),
+            CONFIGURATION,
+            text("name", "Its name"),
+            text("description", "What it is for"),
+        ],
+        run: |host, arguments| answer(create(host, arguments.read()?)?),
+    },
+    Method {
+        name: "SR.attach",
+        about: "Make a repository usable on this host; a device is mounted",
+        parameters: &[CONFIGURATION],
+        run: |host, arguments| answer(attach(host, arguments.read::<Configured>()?.configuration)?),
+    },
+    Method {
+        name: "SR.detach",
+        about: "Make a repository unusable on this host; nothing is lost",
+        parameters: &[SR],
+        run: |host, arguments| answer(detach(host, &arguments.read::<Named>()?.sr)?),
+    },
+    Method {
+        name: "SR.destroy",
+        about: "Remove a repository that has no volumes any more",
+        parameters: &[SR],
+        run: |host, arguments| answer(destroy(host, &arguments.read::<Named>()?.sr)?),
+    },
+    Method {
+        name: "SR.stat",
+        about: "Tell how a repository is",
+        parameters: &[SR],
+        run: |host, arguments| answer(stat(&host.sr(&arguments.read::<Named>()?.sr)?)?),
+    },
+    Method {
+        name: "SR.set_name",
+        about: "Give a repository another name",
+        parameters: &[SR, text("new_name", "The name")],
+        run: |host, arguments| {
+            let SetName { sr, new_name } = arguments.read()?;
+            answer(set(&host.sr(&sr)?, |record| record.name = new_name)?)
+        },
+    },
+    Method {
+        name: "SR.set_description",
+        about: "Give a repository another description",
+        parameters: &[SR, text("new_description", "The description")],
+        run: |host, arguments| {
+            let SetDescription { sr, new_description } = arguments.read()?;
+            answer(set(&host.sr(&sr)?, |record| record.description = new_description)?)
+        },
+    },
+    Method {
+        name: "SR.ls",
+        about: "List all volumes and snapshots",
+        parameters: &[SR],
+        run: |host, arguments| answer(ls(&host.sr(&arguments.read::<Named>()?.sr)?)?),
+    },
+];
+
+type Configuration = BTreeMap<String, String>;
+
+#[derive(Deserialize)]
+struct Named {
+    sr: String,
+}
+
+#[derive(Deserialize)]
+struct Configured {
+    configuration: Configuration,
+}
+
+#[derive(Deserialize)]
+struct SetName {
+    sr: String,
+    new_name: String,
+}
+
+#[derive(Deserialize)]
+struct SetDescription {
+    sr: String,
+    new_description: String,
+}
+
+#[derive(Deserialize)]
+struct Create {
+    uuid: String,
+    configuration: Configuration,
+    name: String,
+    description: String,
+}
+
+fn create(
+    host: &Host,
+    Create { uuid, mut configuration, name, description }: Create,
+) -> Result<Configuration, Failure> {
+    let uuid = place::parse_uuid(&uuid)?;
+    let place = Place::of(&configuration)?;
+    place.make()?;
+    let open = place.open(host, uuid)?;
+    let made = make_record(open.folder(), uuid, name, description);
+    open.close()?;
+    made?;
+    configuration.insert("sr_uuid".into(), uuid.to_string());
+    Ok(configuration)
+}
+
+fn make_record(folder: &Path, uuid: Uuid, name: String, description: String) -> Result<(), Failure> {
+    let before = SrRecord::read(folder)?.unwrap_or_default();
+    if before.uuid.is_some_and(|other| other != uuid) {
+        let detail = format!("{} holds one with another uuid; attach it, or choose another folder", folder.display());
+        return Err(Failure::numbered(Number::SrExists, detail));
+    }
+    SrRecord { uuid: Some(uuid), name, description, ..before }.write(folder)
+}
+
+fn attach(host: &Host, configuration: Configuration) -> Result<String, Failure> {
+    let place = Place::of(&configuration)?;
+    let uuid = match configuration.get("sr_uuid") {
+        Some(uuid) => place::parse_uuid(uuid)?,
+        None => place.find_uuid(host)?,
+    };
+    let open = place.open(host, uuid)?;
+    let folder = open.folder().to_path_buf();
+    if let Ok(attached) = host.sr(&uuid.to_string())
+        && attached.folder() != folder
+    {
+        let detail = format!("{uuid} is attached from {}; detach that first", attached.folder().display());
+        open.close()?;
+        return Err(Failure::numbered(Number::SrInUse, detail));
+    }
+    let attached = Attached { folder, mounted: open.mounted().map(Path::to_path_buf), configuration };
+    let sr = Sr::new(uuid, attached.clone());
+    // Calls that were killed when it was attached last are finished now.
+    let ready = sr.repository().and_then(|_| sr.lock().map(drop));
+    if let Err(failure) = ready {
+        open.close()?;
+        return Err(failure);
+    }
+    host.attach(uuid, &attached)?;
+    open.keep();
+    worker::start(host, &sr);
+    Ok(uuid.to_string())
+}
+
+fn detach(host: &Host, sr: &str) -> Result<(), Failure> {
+    // One that is not attached is detached already.
+    let Ok(sr) = host.sr(sr) else { return Ok(()) };
+    worker::stop(host, &sr);
+    if let Some(mounted) = sr.mounted() {
+        place::unmount(mounted)?;
+    }
+    host.forget(sr.uuid())
+}
+
+fn destroy(host: &Host, sr: &str) -> Result<(), Failure> {
+    let sr = host.sr(sr)?;
+    let volumes = sr.volumes()?.len();
+    if volumes > 0 {
+        let detail = format!("{volumes} volumes are left in {}; destroy them first", sr.folder().display());
+        return Err(Failure::numbered(Number::SrNotEmpty, detail));
+    }
+    worker::stop(host, &sr);
+    sr.remove_all()?;
+    detach(host, &sr.uuid().to_string())
+}
+
+fn stat(sr: &Sr) -> Result<SrStat, Failure> {
+    let record = SrRecord::read(sr.folder()).ok().flatten().unwrap_or_default();
+    let (health, free, total) = match place::space(sr.folder()) {
+        Ok((free, total)) => (Health::Healthy(String::new()), free, total),
+        Err(failure) => (Health::Unreachable(failure.to_string()), 0, 0),
+    };
+    let asked_for = sr.configuration().get("datasources").is_some_and(|value| value == "true");
+    Ok(SrStat {
+        sr: sr.uuid().to_string(),
+        name: record.name,
+        uuid: Some(sr.uuid().to_string()),
+        description: record.description,
+        free_space: free,
+        total_space: total,
+        datasources: if asked_for { vec![worker::datasource(sr)] } else { Vec::new() },
+        clustered: false,
+        health,
+    })
+}
+
+/// Describes a repository that need not be attached.
+pub(crate) fn stat_of(folder: &Path, uuid: Uuid) -> Result<SrStat, Failure> {
+    stat(&Sr::new(uuid, Attached { folder: folder.into(), mounted: None, configuration: BTreeMap::new() }))
+}
+
+fn set(sr: &Sr, change: impl FnOnce(&mut SrRecord)) -> Result<(), Failure> {
+    let _locked = sr.lock()?;
+    let mut record = SrRecord::read(sr.folder())?.unwrap_or_default();
+    record.uuid.get_or_insert(sr.uuid());
+    change(&mut record);
+    record.write(sr.folder())
+}
+
+fn ls(sr: &Sr) -> Result<Vec<Volume>, Failure> {
+    if !fs::exists(sr.folder()).unwrap_or(false) {
+        let detail = format!("{} is gone; mount it again", sr.folder().display());
+        return Err(Failure::numbered(Number::SrUnavailable, detail));
+    }
+    sr.volumes()
+}

@@ -1,0 +1,253 @@
+//! How volumes come, change and go.
+
+use coalesce_worker::SnapshotError;
+use serde::Deserialize;
+use uuid::Uuid;
+use vhd_core::{
+    BlockSize, ByteCount, Chain, ChainOptions, Existing, Image, Lock, NewImage, NewKind, SECTOR_SIZE, SectorRange,
+    create_file, write_new_file,
+};
+
+use super::{Named, Pair, done};
+use crate::change::Intent;
+use crate::failure::{Failure, Number};
+use crate::host::Host;
+use crate::metadata::Metadata;
+use crate::sr::Sr;
+use crate::wire::Volume;
+
+#[derive(Deserialize)]
+pub(super) struct Create {
+    sr: String,
+    name: String,
+    description: String,
+    size: i64,
+    sharable: bool,
+}
+
+/// Makes a volume of at least `size` bytes.
+///
+/// Sizes are rounded up to whole sectors and no further, so that a volume of the size of another can be had.
+pub(super) fn create_volume(sr: &Sr, metadata: &Metadata, size: i64) -> Result<Volume, Failure> {
+    let locked = sr.lock()?;
+    let key = Uuid::new_v4().to_string();
+    let new = NewImage::new(disk_size(size)?, NewKind::Dynamic { block_size: BlockSize::DEFAULT });
+    locked.change(&Intent::Create { key: key.clone() }, || {
+        sr.set_metadata(&key, metadata)?;
+        Ok(create_file(&sr.image_path(&key)?, &new, Existing::Keep)?)
+    })?;
+    sr.volume(&key)
+}
+
+pub(super) fn create(host: &Host, call: Create) -> Result<Volume, Failure> {
+    let Create { sr, name, description, size, sharable } = call;
+    create_volume(&host.sr(&sr)?, &Metadata { name, description, sharable, ..Metadata::default() }, size)
+}
+
+fn disk_size(size: i64) -> Result<ByteCount, Failure> {
+    let refused = || Failure::numbered(Number::InvalidSize, format!("{size}: a disk has 1 byte to 2040 GiB"));
+    let size = u64::try_from(size).ok().filter(|size| *size > 0).ok_or_else(refused)?;
+    let rounded = ByteCount(size.next_multiple_of(SECTOR_SIZE));
+    if rounded > vhd_core::MAX_VIRTUAL_SIZE { Err(refused()) } else { Ok(rounded) }
+}
+
+/// What is made of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Twin {
+    /// One that nobody writes to.
+    Snapshot,
+    /// One like any other.
+    Clone,
+}
+
+pub(super) fn snapshot(host: &Host, call: &Named, twin: Twin) -> Result<Volume, Failure> {
+    let sr = host.sr(&call.sr)?;
+    let locked = sr.lock()?;
+    let metadata = with_data(&sr, &call.key)?;
+    let image = image_of(&sr, &call.key)?.footer().unique_id();
+    let tracking = metadata.tracking.clone().filter(|_| twin == Twin::Snapshot);
+    let new = Uuid::new_v4().to_string();
+    let of_twin = Metadata { read_only: twin == Twin::Snapshot, tracking, ..metadata.for_twin() };
+    let intent =
+        Intent::Snapshot { key: call.key.clone(), twin: new.clone(), image, tracked: of_twin.tracking.is_some() };
+    let (from, to) = (sr.image_path(&call.key)?, sr.image_path(&new)?);
+    locked.change(&intent, || {
+        sr.set_metadata(&new, &of_twin)?;
+        let taken = sr.repository()?.snapshot_within(&from, &to, sr.depth_limit());
+        taken.map(drop).map_err(|error| match error {
+            SnapshotError::TooDeep { .. } => Failure::numbered(Number::ChainTooLong, error),
+            other => Failure::of(&other),
+        })
+    })?;
+    let volume = sr.volume(&new)?;
+    done(host, &sr);
+    Ok(volume)
+}
+
+#[derive(Deserialize)]
+pub(super) struct Copy {
+    sr: String,
+    key: String,
+    dest_sr: String,
+}
+
+pub(super) fn copy(host: &Host, call: &Copy) -> Result<Volume, Failure> {
+    let (sr, target) = (host.sr(&call.sr)?, host.sr(&call.dest_sr)?);
+    let metadata = with_data(&sr, &call.key)?;
+    // Nobody writes to it, or merges it away, meanwhile.
+    let source = Chain::open_locked(&sr.image_path(&call.key)?, &ChainOptions::default(), Lock::Shared)?;
+    let key = Uuid::new_v4().to_string();
+    let new = NewImage::new(source.sectors().bytes(), NewKind::Dynamic { block_size: BlockSize::DEFAULT });
+    // Without the lock: it takes its time. The copy has no name yet.
+    let mut locked = None;
+    write_new_file::<Failure>(&target.image_path(&key)?, Existing::Keep, |container| {
+        vhd_core::create(container, &new)?;
+        let image = Image::writable_from_container(container.clone())?;
+        source.copy_data(|range: SectorRange, bytes: &[u8]| Ok::<_, Failure>(image.write(range, bytes)?), drop)?;
+        image.close()?;
+        let lock = locked.insert(target.lock()?);
+        lock.begin(&Intent::Create { key: key.clone() })?;
+        target.set_metadata(&key, &metadata.for_twin())
+    })?;
+    if let Some(lock) = locked {
+        lock.end()?;
+    }
+    target.volume(&key)
+}
+
+pub(super) fn destroy(host: &Host, call: &Named) -> Result<(), Failure> {
+    let sr = host.sr(&call.sr)?;
+    let locked = sr.lock()?;
+    let mut next = Some(call.key.clone());
+    while let Some(key) = next {
+        if !crate::metadata::is_key(&key) {
+            break;
+        }
+        // The clone that it runs on is forgotten by whoever made it.
+        next = sr.metadata(&key)?.and_then(|metadata| metadata.keys.get("clone-on-boot").cloned());
+        next = next.filter(|clone| *clone != key);
+        locked.change(&Intent::Destroy { key: key.clone() }, || {
+            if sr.image(&key)?.is_some() {
+                sr.repository()?.delete(&sr.image_path(&key)?)?;
+            }
+            Ok(())
+        })?;
+    }
+    done(host, &sr);
+    Ok(())
+}
+
+#[derive(Deserialize)]
+pub(super) struct Revert {
+    sr: String,
+    snapshot: String,
+    key: String,
+}
+
+pub(super) fn revert(host: &Host, call: &Revert) -> Result<(), Failure> {
+    let sr = host.sr(&call.sr)?;
+    let locked = sr.lock()?;
+    with_data(&sr, &call.snapshot)?;
+    writable(&sr, &call.key)?;
+    let image = image_of(&sr, &call.key)?.footer().unique_id();
+    let intent = Intent::Revert { key: call.key.clone(), snapshot: call.snapshot.clone(), image };
+    let (volume, snapshot) = (sr.image_path(&call.key)?, sr.image_path(&call.snapshot)?);
+    locked.change(&intent, || Ok(sr.repository()?.revert(&volume, &snapshot).map(drop)?))?;
+    done(host, &sr);
+    Ok(())
+}
+
+#[derive(Deserialize)]
+pub(super) struct Resize {
+    sr: String,
+    key: String,
+    new_size: i64,
+}
+
+pub(super) fn resize(host: &Host, call: &Resize) -> Result<(), Failure> {
+    let sr = host.sr(&call.sr)?;
+    let _locked = sr.lock()?;
+    writable(&sr, &call.key)?;
+    let size = disk_size(call.new_size)?;
+    let present = image_of(&sr, &call.key)?.footer().current_size();
+    if size < present {
+        let detail = format!("{size} bytes are less than the {present} that it has; a disk is not made smaller");
+        return Err(Failure::numbered(Number::InvalidSize, detail));
+    }
+    if size > present {
+        sr.repository()?.resize(&sr.image_path(&call.key)?, size)?;
+    }
+    Ok(())
+}
+
+pub(super) fn compose(host: &Host, call: &Pair) -> Result<(), Failure> {
+    let Pair { sr, key, key2 } = call;
+    let sr = host.sr(sr)?;
+    let locked = sr.lock()?;
+    writable(&sr, key)?;
+    let (child, parent) = (sr.image_path(key)?, sr.image_path(key2)?);
+    if sr.image(key2)?.is_none() && !parent.exists() {
+        return Err(Failure::volume_does_not_exist(key2));
+    }
+    locked.change(&Intent::Compose { parent: key2.clone() }, || Ok(sr.repository()?.compose(&child, &parent)?))?;
+    done(host, &sr);
+    Ok(())
+}
+
+pub(super) fn data_destroy(host: &Host, call: &Named) -> Result<(), Failure> {
+    let sr = host.sr(&call.sr)?;
+    let locked = sr.lock()?;
+    let metadata = sr.existing(&call.key)?;
+    if metadata.data_destroyed.is_some() {
+        return Ok(());
+    }
+    if !metadata.read_only || metadata.tracking.is_none() {
+        let detail = format!("{}: no snapshot of a volume whose changes are tracked; destroy it instead", call.key);
+        return Err(Failure::numbered(Number::ChangedBlocks, detail));
+    }
+    let virtual_size = image_of(&sr, &call.key)?.footer().current_size().0;
+    locked.change(&Intent::DestroyData { key: call.key.clone(), virtual_size }, || {
+        sr.repository()?.delete(&sr.image_path(&call.key)?)?;
+        Ok(())
+    })?;
+    done(host, &sr);
+    Ok(())
+}
+
+/// What is known of a volume that has its data.
+fn with_data(sr: &Sr, key: &str) -> Result<Metadata, Failure> {
+    let metadata = sr.existing(key)?;
+    if metadata.data_destroyed.is_some() {
+        let detail = format!("{key}: its data has been destroyed, and only what has changed is known");
+        return Err(Failure::numbered(Number::BadRequest, detail));
+    }
+    Ok(metadata)
+}
+
+fn writable(sr: &Sr, key: &str) -> Result<Metadata, Failure> {
+    let metadata = with_data(sr, key)?;
+    if metadata.read_only {
+        return Err(Failure::numbered(Number::NotWritable, format!("{key}: a snapshot; make a clone of it")));
+    }
+    Ok(metadata)
+}
+
+fn image_of(sr: &Sr, key: &str) -> Result<Image<vhd_core::ReadOnly>, Failure> {
+    sr.image(key)?.ok_or_else(|| Failure::volume_does_not_exist(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_whole_sectors_within_the_format() {
+        assert_eq!(disk_size(1), Ok(ByteCount(512)));
+        assert_eq!(disk_size(1024), Ok(ByteCount(1024)));
+        let largest = vhd_core::MAX_VIRTUAL_SIZE.0 as i64;
+        assert_eq!(disk_size(largest), Ok(vhd_core::MAX_VIRTUAL_SIZE));
+        for wrong in [i64::MIN, -1, 0, largest + 1, i64::MAX] {
+            assert_eq!(disk_size(wrong).unwrap_err().code, "SR_BACKEND_FAILURE_79", "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! An attached repository: its folder, what describes it there, and the lock that changes are made under.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use coalesce_worker::Repository;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+use vhd_core::{ChainOptions, Files, Folder, Image, Lock, OpenError, ReadOnly};
+
+use crate::change::Locked;
+use crate::failure::Failure;
+use crate::host::Attached;
+use crate::metadata::{Metadata, is_key};
+use crate::store;
+use crate::wire::{Volume, VolumeType};
+
+/// What is not escaped in the path of a URI.
+const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+/// Levels that a chain may have, where the configuration does not say otherwise.
+const DEPTH_LIMIT: u32 = 30;
+
+/// An attached repository.
+#[derive(Clone, Debug)]
+pub struct Sr {
+    uuid: Uuid,
+    attached: Attached,
+}
+
+/// What describes a repository, in its folder: `sr.json`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct SrRecord {
+    /// Who it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Uuid>,
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub description: String,
+    /// What later versions have put there.
+    #[serde(flatten)]
+    pub others: Map<String, Value>,
+}
+
+impl SrRecord {
+    fn path(folder: &Path) -> PathBuf {
+        folder.join("sr.json")
+    }
+
+    /// Reads it; `None` in a folder that another tool has made.
+    ///
+    /// # Errors
+    /// One that cannot be read or understood.
+    pub(crate) fn read(folder: &Path) -> Result<Option<Self>, Failure> {
+        store::read(&Self::path(folder))
+    }
+
+    /// Replaces it.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub(crate) fn write(&self, folder: &Path) -> Result<(), Failure> {
+        store::write(&Self::path(folder), self)
+    }
+
+    /// Removes it.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub(crate) fn remove(folder: &Path) -> Result<(), Failure> {
+        store::remove(&Self::path(folder))
+    }
+}
+
+/// What a volume's image tells.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    disk: u64,
+    file: u64,
+}
+
+impl Sr {
+    /// A repository as it was attached.
+    pub fn new(uuid: Uuid, attached: Attached) -> Self {
+        Self { uuid, attached }
+    }
+
+    /// Who it is to the toolstack.
+    pub fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.attached.folder
+    }
+
+    /// The folder that its device is mounted at.
+    pub fn mounted(&self) -> Option<&Path> {
+        self.attached.mounted.as_deref()
+    }
+
+    /// What it was attached with.
+    pub fn configuration(&self) -> &BTreeMap<String, String> {
+        &self.attached.configuration
+    }
+
+    /// Levels that its chains may have.
+    pub fn depth_limit(&self) -> u32 {
+        self.configuration().get("depth_limit").and_then(|limit| limit.parse().ok()).unwrap_or(DEPTH_LIMIT)
+    }
+
+    /// Opens it, and finishes what calls that were killed have left.
+    ///
+    /// # Errors
+    /// A folder that cannot be opened.
+    pub fn repository(&self) -> Result<Repository, Failure> {
+        Ok(Repository::open(self.folder(), ChainOptions::default())?.0)
+    }
+
+    /// Waits for other calls that change something here, keeps them away, and finishes what one that was killed has left.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn lock(&self) -> Result<Locked<'_>, Failure> {
+        let path = self.folder().join(".sr.lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(Failure::io(&path, "open the lock"))?;
+        file.lock().map_err(Failure::io(&path, "lock the repository"))?;
+        Locked::new(self, file)
+    }
+
+    /// Removes everything that makes the folder a repository: images that are no volumes, and our own files. What is not
+    /// known stays.
+    ///
+    /// # Errors
+    /// What the system answers.
+    ///
+    /// # Crash safety
+    /// The record goes last; until then it can be done again.
+    pub fn remove_all(&self) -> Result<(), Failure> {
+        let locked = self.lock()?;
+        let folder = Folder::scan(self.folder(), Files::Images)?;
+        for (_, node) in folder.nodes().filter(|(_, node)| node.hidden) {
+            store::remove(&node.path)?;
+        }
+        for key in self.keys_with_metadata()? {
+            self.remove_metadata(&key)?;
+        }
+        drop(locked);
+        let state = self.folder().join(".vhd");
+        match fs::remove_dir_all(&state) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            removed => removed.map_err(Failure::io(&state, "remove it"))?,
+        }
+        store::remove(&self.folder().join(".sr.lock"))?;
+        SrRecord::remove(self.folder())
+    }
+
+    /// Where a volume's image is.
+    ///
+    /// # Errors
+    /// A key that no volume can have.
+    pub fn image_path(&self, key: &str) -> Result<PathBuf, Failure> {
+        if !is_key(key) {
+            return Err(Failure::volume_does_not_exist(key));
+        }
+        Ok(self.folder().join(format!("{key}.vhd")))
+    }
+
+    /// Opens a volume's image to look at it; `None` where there is none, or one that is no volume.
+    ///
+    /// # Errors
+    /// A damaged image.
+    pub fn image(&self, key: &str) -> Result<Option<Image<ReadOnly>>, Failure> {
+        match Image::open(&self.image_path(key)?, Lock::None) {
+            Err(OpenError::Storage(error)) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
+            image => Ok(Some(image?).filter(|image| !image.footer().hidden())),
+        }
+    }
+
+    /// What is known of a volume that there is.
+    ///
+    /// # Errors
+    /// One that there is not.
+    pub fn existing(&self, key: &str) -> Result<Metadata, Failure> {
+        if !is_key(key) {
+            return Err(Failure::volume_does_not_exist(key));
+        }
+        let metadata = self.metadata(key)?;
+        let is_there = metadata.as_ref().is_some_and(|metadata| metadata.data_destroyed.is_some());
+        if !is_there && self.image(key)?.is_none() {
+            return Err(Failure::volume_does_not_exist(key));
+        }
+        Ok(metadata.unwrap_or_else(|| Metadata::of_foreign(key)))
+    }
+
+    /// Describes a volume.
+    ///
+    /// # Errors
+    /// One that there is not.
+    pub fn volume(&self, key: &str) -> Result<Volume, Failure> {
+        let metadata = self.existing(key)?;
+        let sizes = match metadata.data_destroyed {
+            Some(destroyed) => Sizes { disk: destroyed.virtual_size, file: 0 },
+            None => {
+                let image = self.image(key)?.ok_or_else(|| Failure::volume_does_not_exist(key))?;
+                let path = image.path();
+                let file = fs::metadata(path).map_err(Failure::io(path, "tell its size"))?.blocks() * 512;
+                Sizes { disk: image.footer().current_size().0, file }
+            }
+        };
+        Ok(self.described(key, metadata, sizes))
+    }
+
+    /// Describes all volumes. One that is damaged is among them where anything is known of it, so that nobody takes it for
+    /// gone; with no size, and the damage among its keys.
+    ///
+    /// # Errors
+    /// A folder that cannot be listed.
+    pub fn volumes(&self) -> Result<Vec<Volume>, Failure> {
+        let folder = Folder::scan(self.folder(), Files::Images)?;
+        let mut volumes = Vec::new();
+        let mut with_image = HashSet::new();
+        for (_, node) in folder.nodes().filter(|(_, node)| !node.hidden && node.disk_type.is_some()) {
+            let Some(key) = key_of(&node.path) else { continue };
+            let metadata = self.metadata(&key).ok().flatten().unwrap_or_else(|| Metadata::of_foreign(&key));
+            volumes.push(self.described(&key, metadata, Sizes { disk: node.size.0, file: node.own_size.0 }));
+            with_image.insert(key);
+        }
+        let damaged = |key: &str| {
+            let path = self.image_path(key).ok()?;
+            folder.damaged().iter().find(|file| file.path == path).map(|file| file.error.to_string())
+        };
+        for key in self.keys_with_metadata()?.into_iter().filter(|key| !with_image.contains(key)) {
+            let Ok(Some(mut metadata)) = self.metadata(&key) else { continue };
+            let size = match (metadata.data_destroyed, damaged(&key)) {
+                (Some(destroyed), _) => destroyed.virtual_size,
+                (None, Some(damage)) => {
+                    metadata.keys.insert("damaged".into(), damage);
+                    0
+                }
+                // It is about to appear, or to go.
+                (None, None) => continue,
+            };
+            volumes.push(self.described(&key, metadata, Sizes { disk: size, file: 0 }));
+        }
+        Ok(volumes)
+    }
+
+    fn described(&self, key: &str, metadata: Metadata, sizes: Sizes) -> Volume {
+        let path = self.folder().join(format!("{key}.vhd"));
+        let escaped = percent_encode(path.as_os_str().as_bytes(), PATH);
+        Volume {
+            key: key.into(),
+            uuid: key.parse::<Uuid>().ok().map(|uuid| uuid.to_string()),
+            name: metadata.name,
+            description: metadata.description,
+            read_write: !metadata.read_only,
+            sharable: metadata.sharable,
+            virtual_size: sizes.disk as i64,
+            physical_utilisation: sizes.file as i64,
+            uri: vec![format!("vhd+file://{escaped}")],
+            keys: metadata.keys,
+            volume_type: metadata.data_destroyed.map(|_| VolumeType::ChangedBlocks),
+            cbt_enabled: metadata.tracking.is_some(),
+        }
+    }
+}
+
+/// The key of the volume that an image would be.
+fn key_of(path: &Path) -> Option<String> {
+    path.file_name()?.to_str()?.strip_suffix(".vhd").filter(|key| is_key(key)).map(str::to_owned)
+}

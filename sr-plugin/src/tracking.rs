@@ -1,0 +1,258 @@
+//! Changed-block tracking, from the chain itself: nothing is logged when a volume is written.
+//!
+//! What a volume has changed since its last snapshot is what its own image holds. When the next snapshot freezes that
+//! image, which blocks those are is stored with the snapshot, `KEY.vhd.cbt`: a bit for each 64 KiB. So the changes between
+//! any two snapshots of a volume are the union of what is stored with those in between, whatever merges and deletions do
+//! to the images. Every step errs to the side of too many blocks.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use uuid::Uuid;
+use vhd_core::{Chain, ChainOptions, Extents, Image, Layer, ReadOnly, SECTOR_SIZE, Sector, SectorRange, Source};
+
+use crate::change::Locked;
+use crate::failure::{Failure, Number};
+use crate::metadata::Tracking;
+use crate::sr::Sr;
+use crate::store;
+
+/// Bytes that a bit stands for. Source: XenAPI's documentation of changed blocks.
+pub(crate) const GRANULARITY: u64 = 64 << 10;
+const SECTORS: u64 = GRANULARITY / SECTOR_SIZE;
+
+/// Blocks that have changed: the first is the highest bit of the first byte.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Blocks(Vec<u8>);
+
+impl Blocks {
+    /// Adds all blocks that a range touches.
+    pub fn add(&mut self, range: SectorRange) {
+        if range.is_empty() {
+            return;
+        }
+        let (first, end) = (range.start.0 / SECTORS, range.end.0.div_ceil(SECTORS));
+        let length = end.div_ceil(8) as usize;
+        if self.0.len() < length {
+            self.0.resize(length, 0);
+        }
+        for block in first..end {
+            self.0[(block / 8) as usize] |= 0x80 >> (block % 8);
+        }
+    }
+
+    /// Adds all blocks of another set.
+    pub fn add_all(&mut self, other: &Self) {
+        if self.0.len() < other.0.len() {
+            self.0.resize(other.0.len(), 0);
+        }
+        for (ours, theirs) in self.0.iter_mut().zip(&other.0) {
+            *ours |= theirs;
+        }
+    }
+
+    /// Tells whether a block is among them.
+    pub fn has(&self, block: u64) -> bool {
+        self.0.get((block / 8) as usize).is_some_and(|byte| byte & (0x80 >> (block % 8)) != 0)
+    }
+
+    /// The bits of the blocks from `first` to before `end`, in whole bytes.
+    pub fn bits(&self, first: u64, end: u64) -> Vec<u8> {
+        let mut part = Self(vec![0; (end.saturating_sub(first)).div_ceil(8) as usize]);
+        for block in (first..end).filter(|block| self.has(*block)) {
+            let at = block - first;
+            part.0[(at / 8) as usize] |= 0x80 >> (at % 8);
+        }
+        part.0
+    }
+
+    /// Finds the blocks of which an image itself holds something.
+    fn held_by(image: &Image<ReadOnly>) -> Result<Self, Failure> {
+        let mut held = Self::default();
+        let mut extents = Extents::default();
+        let disk = SectorRange::new(Sector(0), image.sectors());
+        let Some(header) = image.header() else {
+            held.add(disk);
+            return Ok(held);
+        };
+        let block_sectors = header.block_size().sectors().0;
+        for found in image.allocated_blocks() {
+            let start = u64::from(found?.0.0) * block_sectors;
+            let range = SectorRange::between(Sector(start), Sector((start + block_sectors).min(disk.end.0)));
+            extents.clear();
+            image.resolve(range, &mut extents)?;
+            let data = extents.as_slice().iter().filter(|extent| matches!(extent.source, Source::Data(_)));
+            data.for_each(|extent| held.add(extent.sectors));
+        }
+        Ok(held)
+    }
+}
+
+impl Sr {
+    fn changes_path(&self, key: &str) -> PathBuf {
+        self.folder().join(format!("{key}.vhd.cbt"))
+    }
+
+    /// What is stored with a snapshot; or with a volume, whose last snapshot has been destroyed since.
+    fn stored_changes(&self, key: &str) -> Result<Blocks, Failure> {
+        let path = self.changes_path(key);
+        match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Blocks::default()),
+            bytes => Ok(Blocks(bytes.map_err(Failure::io(&path, "read it"))?)),
+        }
+    }
+
+    fn tracking(&self, key: &str) -> Result<Option<Tracking>, Failure> {
+        Ok(self.metadata(key)?.and_then(|metadata| metadata.tracking))
+    }
+
+    /// What was written between the snapshot before this one and this one; or since the last one, to a volume.
+    fn own_changes(&self, key: &str) -> Result<Blocks, Failure> {
+        let mut blocks = self.stored_changes(key)?;
+        let is_snapshot = self.metadata(key)?.is_some_and(|metadata| metadata.read_only);
+        if !is_snapshot && let Some(image) = self.image(key)? {
+            blocks.add_all(&Blocks::held_by(&image)?);
+        }
+        Ok(blocks)
+    }
+
+    /// A snapshot or volume, and the snapshots before it, newest first.
+    fn history(&self, key: &str) -> Result<Vec<String>, Failure> {
+        let not_tracked =
+            || Failure::numbered(Number::ChangedBlocks, format!("{key}: changes are not tracked; enable it"));
+        let mut history = vec![key.to_owned()];
+        let mut tracking = self.tracking(key)?.ok_or_else(not_tracked)?;
+        while let Some(previous) = tracking.previous.take().filter(|previous| !history.contains(previous)) {
+            tracking = self.tracking(&previous)?.unwrap_or_default();
+            history.push(previous);
+        }
+        Ok(history)
+    }
+
+    /// Finds the blocks that may differ between two snapshots, or a snapshot and the volume.
+    ///
+    /// # Errors
+    /// Two that have no snapshot in common, or whose changes are not tracked.
+    pub fn changes_between(&self, one: &str, other: &str) -> Result<Blocks, Failure> {
+        let (ours, theirs) = (self.history(one)?, self.history(other)?);
+        let in_theirs: BTreeSet<&String> = theirs.iter().collect();
+        let common = ours.iter().find(|key| in_theirs.contains(key)).ok_or_else(|| {
+            let detail = format!("{one} and {other} have no tracked snapshot in common; choose two of one volume");
+            Failure::numbered(Number::ChangedBlocks, detail)
+        })?;
+        let mut changes = Blocks::default();
+        for history in [&ours, &theirs] {
+            for key in history.iter().take_while(|key| *key != common) {
+                changes.add_all(&self.own_changes(key)?);
+            }
+        }
+        Ok(changes)
+    }
+}
+
+impl Locked<'_> {
+    /// Stores with a new snapshot what the image holds that it has frozen; from now on the volume's changes are those since.
+    pub(crate) fn freeze_changes(&self, key: &str, twin: &str, image: Uuid) -> Result<(), Failure> {
+        let sr = self.sr();
+        let Some(mut metadata) = sr.metadata(key)? else { return Ok(()) };
+        let Some(tracking) = &mut metadata.tracking else { return Ok(()) };
+        if tracking.previous.as_deref() != Some(twin) {
+            let mut changes = sr.stored_changes(key)?;
+            // Where nothing had been written, the volume keeps its image, and the snapshot shares the parent of that.
+            if sr.image(key)?.is_none_or(|now| now.footer().unique_id() != image) {
+                let chain = Chain::open(&sr.image_path(twin)?, &ChainOptions::default())?;
+                // It may have been merged since, and then holds more.
+                if let Some(frozen) = chain.layers().get(1).and_then(Layer::as_vhd) {
+                    changes.add_all(&Blocks::held_by(frozen)?);
+                }
+            }
+            store::write_bytes(&sr.changes_path(twin), &changes.0)?;
+            tracking.previous = Some(twin.into());
+            sr.set_metadata(key, &metadata)?;
+        }
+        store::remove(&sr.changes_path(key))
+    }
+
+    /// Adds what is stored with a snapshot that goes to whatever comes next.
+    pub(crate) fn hand_changes_on(&self, key: &str) -> Result<(), Failure> {
+        let sr = self.sr();
+        if let Some(gone) = sr.tracking(key)? {
+            let stored = sr.stored_changes(key)?;
+            for next in sr.keys_with_metadata()? {
+                let Some(mut metadata) = sr.metadata(&next)? else { continue };
+                let Some(tracking) = metadata.tracking.as_mut().filter(|it| it.previous.as_deref() == Some(key)) else {
+                    continue;
+                };
+                let mut changes = sr.stored_changes(&next)?;
+                changes.add_all(&stored);
+                tracking.previous.clone_from(&gone.previous);
+                store::write_bytes(&sr.changes_path(&next), &changes.0)?;
+                sr.set_metadata(&next, &metadata)?;
+            }
+        }
+        store::remove(&sr.changes_path(key))
+    }
+
+    /// From now on the changes of a volume are those since a snapshot that it has just been reverted to.
+    pub(crate) fn restart_changes(&self, key: &str, snapshot: &str) -> Result<(), Failure> {
+        let sr = self.sr();
+        if let Some(mut metadata) = sr.metadata(key)?
+            && let Some(tracking) = &mut metadata.tracking
+        {
+            tracking.previous = sr.tracking(snapshot)?.map(|_| snapshot.to_owned());
+            sr.set_metadata(key, &metadata)?;
+        }
+        store::remove(&sr.changes_path(key))
+    }
+
+    /// Tracks the changes of a volume, or does so no longer. What is stored with its snapshots stays.
+    ///
+    /// # Errors
+    /// A volume that there is not.
+    pub fn set_tracking(&self, key: &str, enabled: bool) -> Result<(), Failure> {
+        let mut metadata = self.sr().existing(key)?;
+        if metadata.tracking.is_some() == enabled {
+            return Ok(());
+        }
+        metadata.tracking = enabled.then(Tracking::default);
+        self.sr().set_metadata(key, &metadata)?;
+        store::remove(&self.sr().changes_path(key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, end: u64) -> SectorRange {
+        SectorRange::between(Sector(start), Sector(end))
+    }
+
+    #[test]
+    fn a_bit_stands_for_64_kib_and_the_first_is_the_highest() {
+        let mut blocks = Blocks::default();
+        blocks.add(range(0, 0));
+        assert_eq!(blocks, Blocks::default());
+        blocks.add(range(0, 1));
+        blocks.add(range(127, 129));
+        blocks.add(range(9 * 128, 10 * 128));
+        assert_eq!(blocks.0, [0b1100_0000, 0b0100_0000]);
+        assert_eq!(blocks.bits(0, 10), [0b1100_0000, 0b0100_0000]);
+        assert_eq!(blocks.bits(1, 10), [0b1000_0000, 0b1000_0000]);
+        assert_eq!(blocks.bits(8, 32), [0b0100_0000, 0, 0]);
+        assert!(blocks.bits(20, 20).is_empty());
+    }
+
+    #[test]
+    fn unions_grow_to_the_longer() {
+        let (mut one, mut two) = (Blocks::default(), Blocks::default());
+        one.add(range(0, 1));
+        two.add(range(20 * 128, 20 * 128 + 1));
+        one.add_all(&two);
+        two.add_all(&one);
+        assert_eq!(one, two);
+        assert!(one.has(0) && one.has(20) && !one.has(1) && !one.has(1000));
+    }
+}
