@@ -136,6 +136,11 @@ impl Repository {
         }
     }
 
+    /// As [`lock_structure_until`](Self::lock_structure_until), where anybody has ever changed the structure, and may again: makes no file.
+    pub(crate) fn lock_structure_that_is_there(&self, abort: &Abort) -> Option<StructureLock> {
+        self.state().join("lock").exists().then(|| self.lock_structure_until(abort).ok()).flatten()
+    }
+
     /// Lists the files that a merge or collection is about to delete, when nobody can have them open any more.
     pub(crate) fn obsolete(&self) -> Result<Vec<PathBuf>, FileError> {
         let obsolete = self.journaled()?.into_iter().filter_map(|record| match record {

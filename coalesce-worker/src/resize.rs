@@ -1,16 +1,12 @@
 //! Making volumes larger.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use vhd_core::{
-    ByteCount, Chain, ChainError, Container, FileError, FileStorage, Image, MetadataError, OpenError, StorageError,
-    cut_to_footer, folder_of,
-};
+use vhd_core::{ByteCount, Chain, ChainError, FileError, MetadataError, OpenError, StorageError, folder_of};
 
 use crate::journal::Journal;
 use crate::record::{FileId, Record};
-use crate::repository::{Repository, StructureLock};
+use crate::repository::Repository;
 
 /// Why a volume did not get another size.
 #[derive(Debug, thiserror::Error)]
@@ -88,20 +84,6 @@ impl Repository {
         image.set_size(size, parents.as_ref().map_or(ByteCount(0), Chain::size))?;
         // What is left is a journal of something that has been done: whoever opens the repository next finds that.
         let _ = journal.remove();
-        Ok(())
-    }
-
-    /// Takes back what a process that died has left: the longer file of a fixed disk, without a footer at its end.
-    pub(crate) fn finish_resize(&self, file: &FileId, length: ByteCount, _: &StructureLock) -> Result<(), ResizeError> {
-        let path = self.absolute(&file.path);
-        let storage = match FileStorage::open_writable(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            storage => storage.map_err(FileError::when(&path, "open it"))?,
-        };
-        let container = Container::new(&path, Arc::new(storage));
-        if matches!(Image::writable_from_container(container.clone()), Err(OpenError::Footer { .. })) {
-            cut_to_footer(&container, length, file.unique_id)?;
-        }
         Ok(())
     }
 }

@@ -82,9 +82,15 @@ impl Survey {
 
     /// As [`of`](Self::of), but no longer than until the abort; what has not been planned by then waits.
     pub(crate) fn until(repository: &Repository, abort: &Abort) -> Result<Self, SurveyError> {
-        let folder = repository.scan()?;
+        let mut folder = repository.scan()?;
         let obsolete: HashSet<PathBuf> = repository.obsolete()?.into_iter().collect();
         let interrupted = repository.interrupted()?;
+        if !Forest::of(&folder, &obsolete).isolated().is_empty()
+            && let Some(_structure) = repository.lock_structure_that_is_there(abort)
+        {
+            // A file that was renamed while the folder was listed may have been missed: a look while nobody does that tells.
+            folder = repository.scan()?;
+        }
         let forest = Forest::of(&folder, &obsolete);
         let mut survey = Self {
             isolated: forest.isolated(),

@@ -47,6 +47,11 @@ pub enum Intent {
         /// The volume.
         key: String,
     },
+    /// A volume becomes larger: all of it is the image's affair.
+    Resize {
+        /// The volume.
+        key: String,
+    },
     /// A volume's data goes, and what has changed stays known.
     DestroyData {
         /// The volume.
@@ -78,10 +83,7 @@ impl<'a> Locked<'a> {
     pub fn new(sr: &'a Sr, lock: File) -> Result<Self, Failure> {
         let locked = Self { sr, lock };
         if let Some(intent) = store::read::<Intent>(&locked.intent_path())? {
-            // The image must be what it is going to be.
-            sr.repository()?;
-            locked.settle(&intent)?;
-            locked.end()?;
+            locked.finish(&intent)?;
         }
         Ok(locked)
     }
@@ -98,17 +100,32 @@ impl<'a> Locked<'a> {
     /// Makes a change: writes it down, has `work` do what it does to the image, and does the rest.
     ///
     /// # Errors
-    /// Those of `work`; then everything is as before.
+    /// Those of `work`; then everything is as before, or will be once the system answers again.
     ///
     /// # Crash safety
     /// A call that is killed is finished or taken back by the next that takes the lock.
     pub fn change<T>(&self, intent: &Intent, work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
         self.begin(intent)?;
-        let result = work();
-        let settled = self.settle(intent).and_then(|()| self.end());
-        let result = result?;
-        settled?;
-        Ok(result)
+        match work() {
+            Ok(result) => {
+                self.settle(intent)?;
+                self.end()?;
+                Ok(result)
+            }
+            Err(failure) => {
+                // Where that does not help now, the next call does it. The first error is the one to tell.
+                let _ = self.finish(intent);
+                Err(failure)
+            }
+        }
+    }
+
+    /// Finishes or takes back what a call has left.
+    fn finish(&self, intent: &Intent) -> Result<(), Failure> {
+        // The image must be what it is going to be.
+        self.sr.recovered()?;
+        self.settle(intent)?;
+        self.end()
     }
 
     /// Writes down what is about to be done.
@@ -142,6 +159,7 @@ impl<'a> Locked<'a> {
                 Some(_) if *tracked => self.freeze_changes(key, twin, *image),
                 Some(_) => Ok(()),
             },
+            Intent::Resize { .. } => Ok(()),
             Intent::Destroy { key } => {
                 if sr.image(key)?.is_none() {
                     self.hand_changes_on(key)?;

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use coalesce_worker::Repository;
+use coalesce_worker::{Repository, WaitReason};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -123,6 +123,21 @@ impl Sr {
     /// A folder that cannot be opened.
     pub fn repository(&self) -> Result<Repository, Failure> {
         Ok(Repository::open(self.folder(), ChainOptions::default())?.0)
+    }
+
+    /// As [`repository`](Self::repository), where nothing that was begun on a volume is left to be finished.
+    ///
+    /// # Errors
+    /// A volume of which something is, as somebody uses it.
+    pub fn recovered(&self) -> Result<(), Failure> {
+        let (_, recovered) = Repository::open(self.folder(), ChainOptions::default())?;
+        // Merges go on by themselves, and change nothing that shows.
+        let unfinished =
+            recovered.waiting.iter().find(|it| !matches!(it.reason, WaitReason::Merge(_) | WaitReason::InUse));
+        match unfinished {
+            Some(unfinished) => Err(Failure::of(&unfinished.reason)),
+            None => Ok(()),
+        }
     }
 
     /// Waits for other calls that change something here, keeps them away, and finishes what one that was killed has left.

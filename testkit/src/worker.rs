@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use coalesce_worker::{
-    Abort, Budget, Coalesce, CoalesceError, CopyMethod, Limits, MergeOptions, Outcome, Repository, Request,
-    SnapshotError, Snapshotted,
+    Abort, Budget, Coalesce, CoalesceError, CollectOptions, Collected, CopyMethod, Limits, MergeOptions, Outcome,
+    Repository, Request, SnapshotError, Snapshotted,
 };
 use vhd_core::{ByteCount, ChainOptions, folder_of};
 
@@ -31,6 +31,24 @@ pub fn with_options<T>(progress: &(dyn Fn(ByteCount) + Sync), work: impl FnOnce(
         detect_zeroes: false,
         checkpoint_every: None,
     })
+}
+
+/// Collects a repository on as many threads as there are cores.
+///
+/// # Panics
+/// If it cannot be opened or collected.
+pub fn collect(folder: &Path) -> Collected {
+    let (repository, _) = Repository::open(folder, ChainOptions::default()).expect("the repository opens");
+    let (budget, abort) = (Budget::default(), Abort::new());
+    let options = CollectOptions {
+        threads: None,
+        budget: &budget,
+        abort: &abort,
+        method: CopyMethod::Auto,
+        detect_zeroes: false,
+        board: None,
+    };
+    repository.collect(&options).expect("the repository can be collected")
 }
 
 /// Merges what has been prepared.

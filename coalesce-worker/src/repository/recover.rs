@@ -21,7 +21,6 @@ use crate::error::CoalesceError;
 use crate::finish::{Finish, remove_obsolete};
 use crate::journal::Journal;
 use crate::record::{Direction, FileId, HeaderRecord, MergeIntent, Record};
-use crate::resize::ResizeError;
 use crate::run::{Run, lock_source};
 use crate::snapshot::SnapshotError;
 use crate::target::Target;
@@ -65,9 +64,6 @@ pub enum WaitReason {
     /// Nor a merge.
     #[error(transparent)]
     Merge(#[from] CoalesceError),
-    /// A volume's new size cannot be taken back.
-    #[error(transparent)]
-    Resize(#[from] ResizeError),
 }
 
 /// What came of one journal.
@@ -142,7 +138,7 @@ impl Repository {
                 (&intent.volume, self.finish_snapshot(intent, structure).map_err(Into::into))
             }
             Some(Record::Resize { file, length }) => {
-                (&file.path, self.finish_resize(file, ByteCount(*length), structure).map_err(Into::into))
+                (&file.path, mend(&self.absolute(&file.path), file, Some(ByteCount(*length))).map_err(Into::into))
             }
             Some(Record::Delete(id)) => (&id.path, self.finish_delete(id, structure).map_err(Into::into)),
             Some(Record::Compose { child, parent }) => {
@@ -183,7 +179,7 @@ impl Repository {
             for source in &intent.sources {
                 mend(&self.absolute(&source.path), source, None)?;
             }
-            mend(&target_path, &intent.target, Some(intent))?;
+            mend(&target_path, &intent.target, Some(ByteCount(intent.target_length)))?;
             if self.has_all(intent)? {
                 return Ok(Outcome::Interrupted(self.absolute(&intent.node().path)));
             }
@@ -385,9 +381,10 @@ fn headers(records: &[Record]) -> impl DoubleEndedIterator<Item = &HeaderRecord>
     })
 }
 
-/// Mends what an interrupted merge may leave unsightly in an image that nobody uses: a batmap whose two parts do not go
-/// together; in the target, also space that nothing refers to, and no footer at the end.
-fn mend(path: &Path, file: &FileId, target_of: Option<&MergeIntent>) -> Result<(), CoalesceError> {
+/// Mends what an interrupted merge or resize may leave unsightly in an image that nobody uses: a batmap whose two parts do
+/// not go together; in one whose file was this long before it grew, also space that nothing refers to, and no footer at the
+/// end.
+fn mend(path: &Path, file: &FileId, grown_from: Option<ByteCount>) -> Result<(), CoalesceError> {
     if file.unique_id.is_nil() {
         return Ok(());
     }
@@ -396,10 +393,10 @@ fn mend(path: &Path, file: &FileId, target_of: Option<&MergeIntent>) -> Result<(
         storage => storage.map_err(FileError::when(path, "open it"))?,
     };
     let container = Container::new(path, Arc::new(storage));
-    let image = match (Image::writable_from_container(container.clone()), target_of) {
+    let image = match (Image::writable_from_container(container.clone()), grown_from) {
         // A fixed disk that was to grow, and has no footer where its file now ends.
-        (Err(OpenError::Footer { .. }), Some(intent)) => {
-            vhd_core::cut_to_footer(&container, ByteCount(intent.target_length), file.unique_id)?;
+        (Err(OpenError::Footer { .. }), Some(length)) => {
+            vhd_core::cut_to_footer(&container, length, file.unique_id)?;
             Image::writable_from_container(container)
         }
         (image, _) => image,
@@ -409,7 +406,7 @@ fn mend(path: &Path, file: &FileId, target_of: Option<&MergeIntent>) -> Result<(
         return Ok(());
     }
     image.mend_batmap()?;
-    if target_of.is_some() {
+    if grown_from.is_some() {
         image.trim_tail()?;
     }
     Ok(())

@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use coalesce_worker::{Abort, Budget, CollectOptions, Collected, CopyMethod, Direction, Repository, Survey};
+use coalesce_worker::{Collected, Direction, Repository, Survey};
 use testkit::model::{Model, Start, read_all};
-use testkit::pattern;
+use testkit::{pattern, worker};
 use vhd_core::{BlockSize, Chain, ChainOptions, Folder, Image, Sector, SectorCount, SectorRange, Volume};
 
 fn open(folder: &Path) -> Repository {
@@ -13,16 +13,7 @@ fn open(folder: &Path) -> Repository {
 }
 
 fn collect(folder: &Path) -> Collected {
-    let (budget, abort) = (Budget::default(), Abort::new());
-    let options = CollectOptions {
-        threads: None,
-        budget: &budget,
-        abort: &abort,
-        method: CopyMethod::Auto,
-        detect_zeroes: false,
-        board: None,
-    };
-    let collected = open(folder).collect(&options).unwrap();
+    let collected = worker::collect(folder);
     assert!(collected.failed.is_empty(), "{collected:?}");
     collected
 }

@@ -4,11 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use coalesce_worker::{
-    Abort, Budget, Coalesce, CollectOptions, CopyMethod, Direction, MergeOptions, Repository, Request,
-};
+use coalesce_worker::{Abort, Budget, Coalesce, CopyMethod, Direction, MergeOptions, Repository, Request};
 use testkit::model::{Model, Start, read_all};
-use testkit::{pattern, worker};
+use testkit::pattern;
+use testkit::worker::{self, collect};
 use vhd_core::{
     BlockSize, ByteCount, Chain, ChainOptions, Existing, Image, Lock, NewImage, NewKind, ParentLink, Sector,
     SectorCount, SectorRange, Volume, create_file,
@@ -16,19 +15,6 @@ use vhd_core::{
 
 fn open(folder: &Path) -> Repository {
     Repository::open(folder, ChainOptions::default()).unwrap().0
-}
-
-fn collect(folder: &Path) -> coalesce_worker::Collected {
-    let (budget, abort) = (Budget::default(), Abort::new());
-    let options = CollectOptions {
-        threads: None,
-        budget: &budget,
-        abort: &abort,
-        method: CopyMethod::Auto,
-        detect_zeroes: false,
-        board: None,
-    };
-    open(folder).collect(&options).unwrap()
 }
 
 fn write(model: &mut Model, volume: &Path, start: u64, count: u64, tag: u16) {

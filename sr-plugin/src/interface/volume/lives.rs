@@ -166,7 +166,7 @@ pub(super) struct Resize {
 
 pub(super) fn resize(host: &Host, call: &Resize) -> Result<(), Failure> {
     let sr = host.sr(&call.sr)?;
-    let _locked = sr.lock()?;
+    let locked = sr.lock()?;
     writable(&sr, &call.key)?;
     let size = disk_size(call.new_size)?;
     let present = image_of(&sr, &call.key)?.footer().current_size();
@@ -175,7 +175,8 @@ pub(super) fn resize(host: &Host, call: &Resize) -> Result<(), Failure> {
         return Err(Failure::numbered(Number::InvalidSize, detail));
     }
     if size > present {
-        sr.repository()?.resize(&sr.image_path(&call.key)?, size)?;
+        let path = sr.image_path(&call.key)?;
+        locked.change(&Intent::Resize { key: call.key.clone() }, || Ok(sr.repository()?.resize(&path, size)?))?;
     }
     Ok(())
 }

@@ -1,0 +1,10 @@
+//! Whole lives of repositories and volumes, through the executables only; what the disks hold is seen without them.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod changes;
+mod disks;
+mod interrupted;
+mod life;
+mod plugin;
+mod together;
