@@ -251,3 +251,58 @@ fn open_unless_used(path: &Path) -> Result<Option<Image<ReadWrite>>, OpenError> 
         image => image.map(Some),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+    use vhd_core::ChainOptions;
+
+    use super::*;
+    use crate::record::MergeIntent;
+
+    fn merge(node: &str, target: &str) -> Record {
+        let file = |name: &str| FileId { path: name.into(), unique_id: Uuid::nil() };
+        Record::Merge(MergeIntent {
+            direction: Direction::Down,
+            keep: false,
+            target: file(target),
+            target_length: 0,
+            target_inode: None,
+            target_hidden: true,
+            sources: vec![file(node)],
+            node_is_volume: true,
+            volume: None,
+            takes_name: false,
+            beneath: None,
+        })
+    }
+
+    #[test]
+    fn what_an_interrupted_merge_has_spread_over_several_files_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let repository = Repository::look_at(folder.path(), ChainOptions::default()).unwrap();
+        let path = |name: &str| repository.folder().join(name);
+        let structure = repository.lock_structure().unwrap();
+        let linked = Record::Linked { obsolete: Vec::new(), readers: Vec::new() };
+        let holds = || Record::Holds { images: Vec::new() };
+        for (first, then, refused) in [
+            (merge("child", "base"), vec![], None),
+            (merge("child", "base"), vec![holds()], Some("child")),
+            (merge("child", "base"), vec![Record::Merged], Some("child")),
+            (merge("child", "base"), vec![Record::Merged, linked], None),
+            (merge("parent", "base"), vec![holds()], None),
+            (merge("other", "parent"), vec![], Some("parent")),
+            (merge("other", "base"), vec![holds()], None),
+        ] {
+            let mut journal = Journal::begin(&repository.state(), &first).unwrap();
+            then.iter().for_each(|record| journal.append(record).unwrap());
+            let checked = repository.check_not_half_merged(&path("child"), &path("parent"), &structure);
+            let found = checked.err().map(|error| match error {
+                ComposeError::Unfinished { path } => path,
+                other => panic!("{other}"),
+            });
+            assert_eq!(found, refused.map(path), "{first:?}, {then:?}");
+            journal.remove().unwrap();
+        }
+    }
+}

@@ -198,3 +198,16 @@ impl FileId {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_of_earlier_versions_replace_nothing() {
+        let text = r#"{"record":"snapshot","volume":"v","snapshot":"s","base":"b","prepared_volume":"p","prepared_snapshot":"q",
+            "new_volume_id":"00000000-0000-0000-0000-000000000001"}"#;
+        let record: Record = serde_json::from_str(text).unwrap();
+        assert!(matches!(record, Record::Snapshot(intent) if !intent.replaces));
+    }
+}

@@ -112,3 +112,109 @@ impl Repository {
         Ok(self.add_twin(image, &twin, &structure)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+    use vhd_core::{
+        BlockSize, ByteCount, Chain, ChainOptions, Existing, Image, Lock, NewImage, NewKind, ParentLink, Sector,
+        SectorCount, SectorRange, Timestamp, Volume, create_file,
+    };
+
+    use super::*;
+    use crate::journal::Journal;
+    use crate::record::{Record, SnapshotIntent};
+
+    fn write(volume: &Path, byte: u8) {
+        let open = Volume::open(volume, &ChainOptions::default()).unwrap();
+        open.write(SectorRange::new(Sector(0), SectorCount(1)), &[byte; 512]).unwrap();
+        open.close().unwrap();
+    }
+
+    fn first_byte(volume: &Path) -> u8 {
+        let mut bytes = [0; 512];
+        let chain = Chain::open(volume, &ChainOptions::default()).unwrap();
+        chain.read(SectorRange::new(Sector(0), SectorCount(1)), &mut bytes).unwrap();
+        bytes[0]
+    }
+
+    /// A volume with ones and a snapshot with twos, and what a process leaves that dies when the snapshot has its new
+    /// base, and perhaps the volume's file has been replaced.
+    fn interrupted(replaced: bool) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let kind = NewKind::Dynamic { block_size: BlockSize::new(4096).unwrap() };
+        for (name, byte) in [("volume.vhd", 1), ("snapshot.vhd", 2)] {
+            create_file(&path(name), &NewImage::new(ByteCount(1 << 20), kind.clone()), Existing::Keep).unwrap();
+            write(&path(name), byte);
+        }
+        let (repository, _) = Repository::open(folder.path(), ChainOptions::default()).unwrap();
+        drop(repository.lock_structure().unwrap());
+        let image = Image::open(&path("snapshot.vhd"), Lock::None).unwrap();
+        let link = ParentLink::to_named(Path::new("base.vhd"), image.footer().unique_id(), Timestamp::now()).unwrap();
+        let [above, twin] = [(); 2].map(|()| NewImage::child_of(&image, link.clone()));
+        let [prepared_above, prepared_twin] = [&above, &twin].map(|new| {
+            let path = repository.state().join(format!("{}.vhd", new.unique_id));
+            create_file(&path, new, Existing::Keep).unwrap();
+            path
+        });
+        let intent = SnapshotIntent {
+            volume: "snapshot.vhd".into(),
+            snapshot: "volume.vhd".into(),
+            replaces: true,
+            base: "base.vhd".into(),
+            new_volume_id: above.unique_id,
+            prepared_volume: repository.relative(&prepared_above),
+            prepared_snapshot: repository.relative(&prepared_twin),
+        };
+        drop(Journal::begin(&repository.state(), &Record::Snapshot(intent)).unwrap());
+        fs::hard_link(path("snapshot.vhd"), path("base.vhd")).unwrap();
+        fs::rename(prepared_above, path("snapshot.vhd")).unwrap();
+        if replaced {
+            fs::rename(prepared_twin, path("volume.vhd")).unwrap();
+        }
+        folder
+    }
+
+    /// Opens the repository, in which then nothing is left to do.
+    fn recover(folder: &TempDir) {
+        let (repository, recovered) = Repository::open(folder.path(), ChainOptions::default()).unwrap();
+        assert!(recovered.finished == 1 && recovered.waiting.is_empty(), "{recovered:?}");
+        assert_eq!(fs::read_dir(repository.state()).unwrap().count(), 1, "the lock");
+        assert_eq!(first_byte(&folder.path().join("snapshot.vhd")), 2);
+        assert!(Image::open(&folder.path().join("base.vhd"), Lock::None).unwrap().footer().hidden());
+    }
+
+    #[test]
+    fn what_was_not_replaced_stays_with_what_was_written_to_it_since() {
+        let folder = interrupted(false);
+        let volume = folder.path().join("volume.vhd");
+        assert_eq!(first_byte(&volume), 1);
+        write(&volume, 3);
+        recover(&folder);
+        assert_eq!(first_byte(&volume), 3);
+    }
+
+    #[test]
+    fn what_was_replaced_stays_with_what_was_written_to_it_since() {
+        let folder = interrupted(true);
+        let volume = folder.path().join("volume.vhd");
+        assert_eq!(first_byte(&volume), 2);
+        write(&volume, 3);
+        recover(&folder);
+        assert_eq!(first_byte(&volume), 3);
+    }
+
+    #[test]
+    fn what_was_deleted_since_stays_away() {
+        for replaced in [false, true] {
+            let folder = interrupted(replaced);
+            let volume = folder.path().join("volume.vhd");
+            fs::remove_file(&volume).unwrap();
+            recover(&folder);
+            assert!(!volume.exists());
+        }
+    }
+}

@@ -111,6 +111,11 @@ impl Model {
         self.contents.insert(volume.into(), found);
     }
 
+    /// Says what a volume must read as from now on.
+    pub fn expect(&mut self, volume: &Path, content: Vec<u8>) {
+        self.contents.insert(volume.into(), content);
+    }
+
     /// What a volume must read as.
     pub fn content(&self, volume: &Path) -> &[u8] {
         &self.contents[volume]

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use coalesce_worker::{Coalesce, CoalesceError, Direction, Ending, Request};
+use coalesce_worker::{Coalesce, CoalesceError, ComposeError, Direction, Ending, Request, RevertError};
 use proptest::prelude::*;
 use testkit::model::{Model, Start, read_all};
 use testkit::{pattern, worker};
 use vhd_core::{
-    BlockSize, Chain, ChainOptions, Existing, Folder, Image, NewImage, NewKind, ParentLink, Sector, SectorCount,
-    SectorRange, create_file,
+    BlockSize, Chain, ChainOptions, Existing, Extents, Folder, Image, Lock, NewImage, NewKind, ParentLink, Sector,
+    SectorCount, SectorRange, Source, create_file,
 };
 
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ enum Operation {
     Resize { volume: usize, sectors: u64 },
     Snapshot { volume: usize },
     Delete { volume: usize },
+    Revert { volume: usize, snapshot: usize },
+    Compose { child: usize, parent: usize },
     Coalesce { node: usize, depth: usize, keep: bool, up: bool },
     Reparent { volume: usize, block: u8 },
 }
@@ -38,6 +40,8 @@ fn operation() -> impl Strategy<Value = Operation> {
         2 => (volume(), 1..800_u64).prop_map(|(volume, sectors)| Operation::Resize { volume, sectors }),
         3 => volume().prop_map(|volume| Operation::Snapshot { volume }),
         1 => volume().prop_map(|volume| Operation::Delete { volume }),
+        1 => (volume(), volume()).prop_map(|(volume, snapshot)| Operation::Revert { volume, snapshot }),
+        2 => (volume(), volume()).prop_map(|(child, parent)| Operation::Compose { child, parent }),
         4 => (volume(), 0..4_usize, prop::bool::weighted(0.2), any::<bool>())
             .prop_map(|(node, depth, keep, up)| Operation::Coalesce { node, depth, keep: keep && !up, up }),
         1 => (volume(), 0..4_u8).prop_map(|(volume, block)| Operation::Reparent { volume, block }),
@@ -118,12 +122,53 @@ fn apply(repository: &mut Model, operation: &Operation, tag: u16) {
             let Some(path) = volume(number, repository).filter(|_| repository.volumes().len() > 2) else { return };
             repository.delete(&path);
         }
+        Operation::Revert { volume: number, snapshot } => {
+            let Some((path, snapshot)) = volume(number, repository).zip(volume(snapshot, repository)) else { return };
+            match worker::repository_of(&path, &ChainOptions::default()).revert(&path, &snapshot) {
+                Ok(_) => repository.expect(&path, repository.content(&snapshot).to_vec()),
+                Err(error) => assert!(matches!(error, RevertError::Itself { .. }) && path == snapshot, "{error}"),
+            }
+        }
+        Operation::Compose { child, parent } => {
+            let Some((child, parent)) = volume(child, repository).zip(volume(parent, repository)) else { return };
+            compose(repository, &child, &parent);
+        }
         Operation::Coalesce { node, depth, keep, up } => coalesce(repository, node, depth, keep, up),
         Operation::Reparent { volume: number, block } => {
             let Some(path) = volume(number, repository) else { return };
             reparent(repository, &path, block_size(block));
         }
     }
+}
+
+/// Makes a volume a child of another, or finds that this is refused and for a good reason.
+fn compose(repository: &mut Model, child: &Path, parent: &Path) {
+    let held = held(child);
+    match worker::repository_of(child, &ChainOptions::default()).compose(child, parent) {
+        Ok(()) => {
+            let mut content = repository.content(parent).to_vec();
+            let own = repository.content(child);
+            content.resize(own.len(), 0);
+            for at in held.into_iter().map(bytes) {
+                content[at.clone()].copy_from_slice(&own[at]);
+            }
+            repository.expect(child, content);
+            repository.forget(parent);
+        }
+        Err(ComposeError::Cycle { .. }) => assert_eq!(child, parent),
+        Err(ComposeError::Smaller { .. }) => assert!(repository.sectors(child) < repository.sectors(parent)),
+        Err(ComposeError::Fixed { .. }) => assert!(Image::open(child, Lock::None).unwrap().header().is_none()),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The sectors that an image holds itself.
+fn held(image: &Path) -> Vec<SectorRange> {
+    let image = Image::open(image, Lock::None).unwrap();
+    let mut extents = Extents::default();
+    image.resolve(SectorRange::new(Sector(0), image.sectors()), &mut extents).unwrap();
+    let held = extents.as_slice().iter().filter(|extent| matches!(extent.source, Source::Data(_)));
+    held.map(|extent| extent.sectors).collect()
 }
 
 /// Merges some node of the folder into some ancestor, or finds that this is refused and for a good reason.

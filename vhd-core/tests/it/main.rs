@@ -8,6 +8,7 @@ mod fault;
 mod golden;
 mod hostile;
 mod interop;
+mod link;
 mod storage;
 mod write;
 
