@@ -82,8 +82,10 @@ impl<'a> Locked<'a> {
     /// What the system answers.
     pub fn new(sr: &'a Sr, lock: File) -> Result<Self, Failure> {
         let locked = Self { sr, lock };
-        if let Some(intent) = store::read::<Intent>(&locked.intent_path())? {
-            locked.finish(&intent)?;
+        match store::read::<Intent>(&locked.intent_path())? {
+            Some(intent) => locked.finish(&intent)?,
+            // What a call has left that failed, and could not take it back then.
+            None => drop(sr.repository()?),
         }
         Ok(locked)
     }
