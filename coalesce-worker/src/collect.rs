@@ -1,7 +1,7 @@
 //! Collecting a repository: what nobody needs is deleted, and whatever can be merged is merged, trees side by side.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -128,8 +128,9 @@ impl Repository {
             if let Some(board) = options.board {
                 board.scanned(survey.scan(&collected.waiting));
             }
+            let adopted = survey.strays.iter().filter(|(child, parent)| self.find_again(child, parent)).count();
             let deleted = self.delete_garbage(&survey.garbage, options.abort)?;
-            let mut progress = !deleted.is_empty();
+            let mut progress = !deleted.is_empty() || adopted > 0;
             collected.deleted.extend(deleted);
             let tried_before: Vec<PathBuf> = collected.failed.iter().map(|failed| failed.node.clone()).collect();
             let pass =
@@ -148,6 +149,20 @@ impl Repository {
             }
         }
         Ok(collected)
+    }
+
+    /// Has an image find its parent again; tells whether it does.
+    fn find_again(&self, child: &Path, parent: &Path) -> bool {
+        match self.adopt(child, parent) {
+            Ok(()) => {
+                tracing::info!(child = %child.display(), parent = %parent.display(), "finds its parent again");
+                true
+            }
+            Err(error) => {
+                tracing::info!(child = %child.display(), reason = %with_causes(&error), "does not find its parent yet");
+                false
+            }
+        }
     }
 
     /// Deletes hidden images that nobody needs, children before their parents.

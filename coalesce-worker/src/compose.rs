@@ -11,8 +11,8 @@
 use std::path::{Path, PathBuf};
 
 use vhd_core::{
-    ByteCount, ChainError, DiskType, FileError, FolderError, HeaderChange, Image, LinkError, MetadataError, OpenError,
-    ParentLink, ReadWrite, StorageError,
+    ByteCount, ChainError, DiskType, FileError, FolderError, Header, HeaderChange, Image, LinkError, Lock,
+    MetadataError, OpenError, ParentLink, ReadOnly, ReadWrite, StorageError,
 };
 
 use crate::delete::is_busy;
@@ -147,6 +147,30 @@ impl Repository {
         child.attach::<ComposeError>(&link, record_in(self, &mut journal, &child_path))?;
         parent.set_hidden(true)?;
         // What is left is a journal of something that has been done: whoever opens the repository next finds that.
+        let _ = journal.remove();
+        Ok(())
+    }
+
+    /// Links an image anew to its parent, which has got another name: the id in its header says that it is just that.
+    ///
+    /// # Crash safety
+    /// As [`compose`](Self::compose). The image reads as its parent lets it, by the old name or the new.
+    pub(crate) fn adopt(&self, child_path: &Path, parent_path: &Path) -> Result<(), ComposeError> {
+        let _structure = self.lock_structure()?;
+        let mut child = Image::open_writable(child_path)?;
+        let parent = Image::<ReadOnly>::open(parent_path, Lock::Shared)?;
+        let unique_id = parent.footer().unique_id();
+        let is_its_parent = child.header().map(Header::parent_unique_id) == Some(unique_id);
+        if !is_its_parent || !parent.footer().hidden() || child.footer().disk_type() != DiskType::Differencing {
+            return Ok(());
+        }
+        let id = |path: &Path, unique_id| FileId { path: self.relative(path), unique_id };
+        let intent =
+            Record::Compose { child: id(child_path, child.footer().unique_id()), parent: id(parent_path, unique_id) };
+        let mut journal = Journal::begin(&self.state(), &intent)?;
+        let link = ParentLink::new(self.folder(), parent_path, unique_id)?;
+        child.relink_recorded::<ComposeError>(&link, record_in(self, &mut journal, child_path))?;
+        child.close().map_err(MetadataError::from)?;
         let _ = journal.remove();
         Ok(())
     }

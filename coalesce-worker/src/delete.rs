@@ -65,19 +65,45 @@ impl Repository {
     /// Hiding it decides: once that is durable the volume is gone, and whoever opens the repository next does the rest.
     /// A process that dies before leaves it as it was.
     pub fn delete(&self, volume: &Path) -> Result<Deleted, DeleteError> {
+        self.delete_by(volume, |image, structure| self.hide_and_remove(image, structure))
+    }
+
+    /// As [`delete`](Self::delete), and leaves all but the hiding to the collector: takes the same time however many images
+    /// there are.
+    ///
+    /// # Errors
+    /// As [`delete`](Self::delete).
+    ///
+    /// # Crash safety
+    /// As [`delete`](Self::delete).
+    pub fn hide(&self, volume: &Path) -> Result<(), DeleteError> {
+        self.delete_by(volume, |mut image, _| Ok(image.set_hidden(true)?))
+    }
+
+    /// Has `work` delete a volume, journaled.
+    fn delete_by<T>(
+        &self,
+        volume: &Path,
+        work: impl FnOnce(Image<ReadWrite>, &StructureLock) -> Result<T, DeleteError>,
+    ) -> Result<T, DeleteError> {
+        let image = self.claim_own(volume)?;
+        let structure = self.lock_structure()?;
+        let id = FileId { path: self.relative(image.path()), unique_id: image.footer().unique_id() };
+        let journal = Journal::begin(&self.state(), &Record::Delete(id))?;
+        let deleted = work(image, &structure)?;
+        // What is left is a journal of something that has been done: whoever opens the repository next finds that.
+        let _ = journal.remove();
+        Ok(deleted)
+    }
+
+    fn claim_own(&self, volume: &Path) -> Result<Image<ReadWrite>, DeleteError> {
         let other_folder = || DeleteError::OtherFolder { path: volume.into(), folder: self.folder().into() };
         let volume = self.own_file(volume)?.ok_or_else(other_folder)?;
         let image = self.claim(&volume)?;
         if image.footer().hidden() {
             return Err(DeleteError::Hidden { path: volume });
         }
-        let structure = self.lock_structure()?;
-        let id = FileId { path: self.relative(&volume), unique_id: image.footer().unique_id() };
-        let journal = Journal::begin(&self.state(), &Record::Delete(id))?;
-        let deleted = self.hide_and_remove(image, &structure)?;
-        // What is left is a journal of something that has been done: whoever opens the repository next finds that.
-        let _ = journal.remove();
-        Ok(deleted)
+        Ok(image)
     }
 
     /// Does the rest for a process that died.

@@ -108,7 +108,7 @@ impl Repository {
         if let Some(file) = forest.damaged().iter().find(|file| file.may_need_any()) {
             return Err(RevertError::MayHaveChild { path: volume, damaged: file.path.clone() });
         }
-        let twin = Twin { path: &volume, replaces: true, limit: u32::MAX };
+        let twin = Twin { path: &volume, replaces: true, limit: u32::MAX, look_for_children: true };
         Ok(self.add_twin(image, &twin, &structure)?)
     }
 }

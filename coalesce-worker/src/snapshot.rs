@@ -43,6 +43,8 @@ pub(crate) struct Twin<'a> {
     pub(crate) replaces: bool,
     /// How many images the volume's chain may have.
     pub(crate) limit: u32,
+    /// Whether to look at all files for children of the volume, and to refuse one that has any.
+    pub(crate) look_for_children: bool,
 }
 
 /// Why a snapshot was not taken, or an interrupted one not finished.
@@ -125,12 +127,15 @@ impl Repository {
     /// The volume reads the same throughout. The snapshot is there whole or not at all once the repository has been
     /// opened again.
     pub fn snapshot(&self, volume: &Path, snapshot: &Path) -> Result<Snapshotted, SnapshotError> {
-        self.snapshot_within(volume, snapshot, u32::MAX)
+        self.snapshot_of(volume, &Twin { path: snapshot, replaces: false, limit: u32::MAX, look_for_children: true })
     }
 
     /// As [`snapshot`](Self::snapshot), and refuses to give the volume a chain of more than `limit` images, itself counted.
     /// To share a parent adds none, and is never refused. Nor does either make a chain that the repository's own options
     /// would not open.
+    ///
+    /// Takes the same time however many images there are: nobody looks whether the volume has children, as a volume
+    /// should not. Those that it has all the same lose sight of it, until a collection finds out who their parent is.
     ///
     /// # Errors
     /// As [`snapshot`](Self::snapshot), and [`SnapshotError::TooDeep`].
@@ -138,6 +143,11 @@ impl Repository {
     /// # Crash safety
     /// As [`snapshot`](Self::snapshot).
     pub fn snapshot_within(&self, volume: &Path, snapshot: &Path, limit: u32) -> Result<Snapshotted, SnapshotError> {
+        self.snapshot_of(volume, &Twin { path: snapshot, replaces: false, limit, look_for_children: false })
+    }
+
+    fn snapshot_of(&self, volume: &Path, twin: &Twin<'_>) -> Result<Snapshotted, SnapshotError> {
+        let snapshot = twin.path;
         // Not the link that leads to it: its file is to get another name.
         let volume = &volume.canonicalize().map_err(FileError::when(volume, "open it"))?;
         let other_folder = || SnapshotError::OtherFolder { volume: volume.into(), snapshot: snapshot.into() };
@@ -149,7 +159,7 @@ impl Repository {
         if fs::symlink_metadata(&target).is_ok() {
             return Err(CreateError::Exists { path: snapshot.into() }.into());
         }
-        self.add_twin(image, &Twin { path: &target, replaces: false, limit }, &structure)
+        self.add_twin(image, &Twin { path: &target, ..*twin }, &structure)
     }
 
     /// Gives a locked volume a twin, with a new base or on the parent that it has.
@@ -184,8 +194,9 @@ impl Repository {
             return Err(SnapshotError::TooDeep { path: volume.into(), depth, limit });
         }
         drop(parents);
-        let forest = self.scan()?;
-        if let Some(child) = forest.dependants(volume, image.footer().unique_id()).first() {
+        if twin.look_for_children
+            && let Some(child) = self.scan()?.dependants(volume, image.footer().unique_id()).first()
+        {
             return Err(SnapshotError::HasChild { path: volume.into(), child: child.to_path_buf() });
         }
         self.branch(volume, twin, &mut image, structure)

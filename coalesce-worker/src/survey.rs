@@ -27,6 +27,8 @@ use tree::{Candidate, Choices};
 pub struct Survey {
     /// Hidden images that nobody needs, children before their parents.
     pub garbage: Vec<PathBuf>,
+    /// Images that no longer find their parent by its path, and where it is.
+    pub strays: Vec<(PathBuf, PathBuf)>,
     /// Trees in which something can be merged; they do not depend on each other.
     pub trees: Vec<Vec<PlannedRun>>,
     /// What could be done but for something that passes.
@@ -94,6 +96,7 @@ impl Survey {
         let forest = Forest::of(&folder, &obsolete);
         let mut survey = Self {
             isolated: forest.isolated(),
+            strays: forest.strays(),
             deepest_chain: forest.deepest(),
             images: folder.nodes().count() as u64,
             physical: folder.nodes().map(|(_, node)| node.own_size).fold(ByteCount(0), |sum, size| sum + size),
@@ -171,7 +174,7 @@ impl Survey {
 
     /// Tells whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.garbage.is_empty() && self.trees.is_empty()
+        self.garbage.is_empty() && self.strays.is_empty() && self.trees.is_empty()
     }
 }
 

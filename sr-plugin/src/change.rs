@@ -164,8 +164,7 @@ impl<'a> Locked<'a> {
             Intent::Resize { .. } => Ok(()),
             Intent::Destroy { key } => {
                 if sr.image(key)?.is_none() {
-                    self.hand_changes_on(key)?;
-                    sr.remove_metadata(key)?;
+                    self.forget(key)?;
                 }
                 Ok(())
             }
@@ -186,8 +185,7 @@ impl<'a> Locked<'a> {
             }
             Intent::Compose { parent } => {
                 if sr.image(parent)?.is_none() {
-                    self.hand_changes_on(parent)?;
-                    sr.remove_metadata(parent)?;
+                    self.forget(parent)?;
                 }
                 Ok(())
             }

@@ -33,6 +33,9 @@ pub struct Metadata {
     /// Its data has been destroyed, and only what has changed is still known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_destroyed: Option<DataDestroyed>,
+    /// It has been destroyed, and only what it had changed is still needed, by whatever comes next.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
     /// What later versions have put there.
     #[serde(flatten)]
     pub others: Map<String, Value>,

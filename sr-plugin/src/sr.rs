@@ -79,6 +79,15 @@ impl SrRecord {
     }
 }
 
+/// What there is in a repository.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Its volumes.
+    pub volumes: Vec<Volume>,
+    /// Snapshots that have been destroyed, of which what they had changed is still kept apart.
+    pub gone: Vec<String>,
+}
+
 /// What a volume's image tells.
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
@@ -209,7 +218,7 @@ impl Sr {
         if !is_key(key) {
             return Err(Failure::volume_does_not_exist(key));
         }
-        let metadata = self.metadata(key)?;
+        let metadata = self.metadata(key)?.filter(|metadata| !metadata.gone);
         let is_there = metadata.as_ref().is_some_and(|metadata| metadata.data_destroyed.is_some());
         if !is_there && self.image(key)?.is_none() {
             return Err(Failure::volume_does_not_exist(key));
@@ -235,14 +244,22 @@ impl Sr {
         Ok(self.described(key, metadata, sizes))
     }
 
-    /// Describes all volumes. One that is damaged is among them where anything is known of it, so that nobody takes it for
+    /// Describes all volumes.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list).
+    pub fn volumes(&self) -> Result<Vec<Volume>, Failure> {
+        Ok(self.list()?.volumes)
+    }
+
+    /// Finds all volumes. One that is damaged is among them where anything is known of it, so that nobody takes it for
     /// gone; with no size, and the damage among its keys.
     ///
     /// # Errors
     /// A folder that cannot be listed.
-    pub fn volumes(&self) -> Result<Vec<Volume>, Failure> {
+    pub fn list(&self) -> Result<Listed, Failure> {
         let folder = Folder::scan(self.folder(), Files::Images)?;
-        let mut volumes = Vec::new();
+        let (mut volumes, mut gone) = (Vec::new(), Vec::new());
         let mut with_image = HashSet::new();
         for (_, node) in folder.nodes().filter(|(_, node)| !node.hidden && node.disk_type.is_some()) {
             let Some(key) = key_of(&node.path) else { continue };
@@ -256,6 +273,10 @@ impl Sr {
         };
         for key in self.keys_with_metadata()?.into_iter().filter(|key| !with_image.contains(key)) {
             let Ok(Some(mut metadata)) = self.metadata(&key) else { continue };
+            if metadata.gone {
+                gone.push(key);
+                continue;
+            }
             let size = match (metadata.data_destroyed, damaged(&key)) {
                 (Some(destroyed), _) => destroyed.virtual_size,
                 (None, Some(damage)) => {
@@ -267,7 +288,7 @@ impl Sr {
             };
             volumes.push(self.described(&key, metadata, Sizes { disk: size, file: 0 }));
         }
-        Ok(volumes)
+        Ok(Listed { volumes, gone })
     }
 
     fn described(&self, key: &str, metadata: Metadata, sizes: Sizes) -> Volume {

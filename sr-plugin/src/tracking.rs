@@ -15,7 +15,7 @@ use vhd_core::{Chain, ChainOptions, Extents, Image, Layer, ReadOnly, SECTOR_SIZE
 
 use crate::change::Locked;
 use crate::failure::{Failure, Number};
-use crate::metadata::Tracking;
+use crate::metadata::{Metadata, Tracking};
 use crate::sr::Sr;
 use crate::store;
 
@@ -175,24 +175,51 @@ impl Locked<'_> {
         store::remove(&sr.changes_path(key))
     }
 
-    /// Adds what is stored with a snapshot that goes to whatever comes next.
-    pub(crate) fn hand_changes_on(&self, key: &str) -> Result<(), Failure> {
+    /// Forgets a volume that has been destroyed. What a snapshot has changed is kept until [`forget_gone`](Self::forget_gone).
+    pub(crate) fn forget(&self, key: &str) -> Result<(), Failure> {
         let sr = self.sr();
-        if let Some(gone) = sr.tracking(key)? {
+        match sr.metadata(key)? {
+            Some(metadata) if metadata.read_only && metadata.tracking.is_some() => {
+                let Metadata { read_only, tracking, .. } = metadata;
+                sr.set_metadata(key, &Metadata { read_only, tracking, gone: true, ..Metadata::default() })
+            }
+            _ => {
+                store::remove(&sr.changes_path(key))?;
+                sr.remove_metadata(key)
+            }
+        }
+    }
+
+    /// Adds what is stored with snapshots that are gone to whatever came next, and removes it.
+    ///
+    /// Takes a look at all volumes for each.
+    ///
+    /// # Errors
+    /// What the system answers.
+    ///
+    /// # Crash safety
+    /// Can be done again: what is told may be added twice, which changes nothing.
+    pub fn forget_gone(&self, gone: &[String]) -> Result<(), Failure> {
+        let sr = self.sr();
+        for key in gone {
+            // Another call may have been here first.
+            let Some(metadata) = sr.metadata(key)?.filter(|metadata| metadata.gone) else { continue };
             let stored = sr.stored_changes(key)?;
             for next in sr.keys_with_metadata()? {
-                let Some(mut metadata) = sr.metadata(&next)? else { continue };
-                let Some(tracking) = metadata.tracking.as_mut().filter(|it| it.previous.as_deref() == Some(key)) else {
+                let Some(mut of_next) = sr.metadata(&next)? else { continue };
+                let Some(tracking) = of_next.tracking.as_mut().filter(|it| it.previous.as_deref() == Some(key)) else {
                     continue;
                 };
                 let mut changes = sr.stored_changes(&next)?;
                 changes.add_all(&stored);
-                tracking.previous.clone_from(&gone.previous);
+                tracking.previous = metadata.tracking.as_ref().and_then(|tracking| tracking.previous.clone());
                 store::write_bytes(&sr.changes_path(&next), &changes.0)?;
-                sr.set_metadata(&next, &metadata)?;
+                sr.set_metadata(&next, &of_next)?;
             }
+            store::remove(&sr.changes_path(key))?;
+            sr.remove_metadata(key)?;
         }
-        store::remove(&sr.changes_path(key))
+        Ok(())
     }
 
     /// From now on the changes of a volume are those since a snapshot that it has just been reverted to.

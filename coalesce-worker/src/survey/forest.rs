@@ -125,6 +125,21 @@ impl<'a> Forest<'a> {
         self.garbage.iter().map(|id| self.folder.node(*id).path.clone()).collect()
     }
 
+    /// Images that no longer find their parent by its path, each with the hidden image that it is: a snapshot of a parent
+    /// that was a volume gives that another name.
+    pub(crate) fn strays(&self) -> Vec<(PathBuf, PathBuf)> {
+        let strays = self.folder.nodes().filter_map(|(id, node)| {
+            let parent = self.folder.parent(id)?;
+            let named = &node.parent.as_ref()?.existing;
+            let is_found = named.iter().any(|path| self.folder.find(path) == Some(parent));
+            let parent = self.folder.node(parent);
+            let has_twin = || self.folder.nodes().filter(|(_, it)| it.unique_id == parent.unique_id).count() > 1;
+            (!is_found && parent.hidden && !parent.unique_id.is_nil() && !has_twin())
+                .then(|| (node.path.clone(), parent.path.clone()))
+        });
+        strays.collect()
+    }
+
     /// Images in the deepest chain.
     pub(crate) fn deepest(&self) -> u32 {
         self.folder.nodes().map(|(id, _)| self.depths[id.index()]).max().unwrap_or(0)

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use coalesce_worker::{Collected, Direction, Repository, Survey};
 use testkit::model::{Model, Start, read_all};
 use testkit::{pattern, worker};
-use vhd_core::{BlockSize, Chain, ChainOptions, Folder, Image, Sector, SectorCount, SectorRange, Volume};
+use vhd_core::{
+    BlockSize, Chain, ChainOptions, Folder, Image, NewImage, ParentLink, Sector, SectorCount, SectorRange, Volume,
+};
 
 fn open(folder: &Path) -> Repository {
     Repository::open(folder, ChainOptions::default()).unwrap().0
@@ -197,4 +199,30 @@ fn images_with_second_names_are_left_alone() {
     assert_eq!(collect(model.path()).waiting.len(), 0);
     assert_eq!(images(model.path()), 1);
     model.verify();
+}
+
+/// A volume should have no children; a snapshot that does not look for them leaves them with a name that is another's.
+#[test]
+fn a_child_whose_parent_was_renamed_finds_it_again() {
+    let (mut model, volume, _) = with_snapshots(0);
+    write(&mut model, &volume, 0, 50, 1);
+    let child = model.path().join("child.vhd");
+    let parent = Image::open(&volume, vhd_core::Lock::None).unwrap();
+    let link = ParentLink::new(model.path(), &volume, parent.footer().unique_id()).unwrap();
+    vhd_core::create_file(&child, &NewImage::child_of(&parent, link), vhd_core::Existing::Keep).unwrap();
+    let before = read_all(&Chain::open(&child, &ChainOptions::default()).unwrap());
+
+    let snapshot = model.path().join("snapshot.vhd");
+    let repository = open(model.path());
+    assert!(repository.snapshot(&volume, &snapshot).is_err(), "one that looks refuses");
+    repository.snapshot_within(&volume, &snapshot, 30).unwrap();
+    write(&mut model, &volume, 20, 10, 2);
+    assert!(Chain::open(&child, &ChainOptions::default()).is_err());
+    let collected = collect(model.path());
+    assert!(collected.isolated.is_empty() && collected.waiting.is_empty(), "{collected:?}");
+    for twin in [&child, &snapshot] {
+        assert_eq!(read_all(&Chain::open(twin, &ChainOptions::default()).unwrap()), before);
+    }
+    model.verify();
+    assert_eq!(collect(model.path()).merged.len(), 0);
 }

@@ -8,7 +8,6 @@ use coalesce_worker::{RepositoryStatus, Status};
 use crate::failure::Failure;
 use crate::host::Host;
 use crate::method::{Method, answer};
-use crate::sr::Sr;
 use crate::wire::QueryResult;
 use crate::worker;
 
@@ -59,7 +58,7 @@ pub fn query() -> QueryResult {
 fn diagnostics(host: &Host) -> Result<String, Failure> {
     let mut text = format!("sr-plugin {}\n", env!("CARGO_PKG_VERSION"));
     for sr in host.attached()? {
-        let _ = writeln!(text, "\nSR {}: {} volumes", sr.uuid(), count(&sr));
+        let _ = writeln!(text, "\nSR {}", sr.uuid());
         match worker::status(host, &sr) {
             Err(why) => {
                 let _ = writeln!(text, "  worker: {why}");
@@ -68,10 +67,6 @@ fn diagnostics(host: &Host) -> Result<String, Failure> {
         }
     }
     Ok(text)
-}
-
-fn count(sr: &Sr) -> String {
-    sr.volumes().map_or_else(|failure| failure.to_string(), |volumes| volumes.len().to_string())
 }
 
 fn describe(text: &mut String, status: &Status, repository: Option<&RepositoryStatus>) {

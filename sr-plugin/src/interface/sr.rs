@@ -159,8 +159,7 @@ fn attach(host: &Host, configuration: Configuration) -> Result<String, Failure> 
     let attached = Attached { folder, mounted: open.mounted().map(Path::to_path_buf), configuration };
     let sr = Sr::new(uuid, attached.clone());
     // Calls that were killed when it was attached last are finished now.
-    let ready = sr.repository().and_then(|_| sr.lock().map(drop));
-    if let Err(failure) = ready {
+    if let Err(failure) = sr.lock() {
         open.close()?;
         return Err(failure);
     }
@@ -230,5 +229,9 @@ fn ls(sr: &Sr) -> Result<Vec<Volume>, Failure> {
         let detail = format!("{} is gone; mount it again", sr.folder().display());
         return Err(Failure::numbered(Number::SrUnavailable, detail));
     }
-    sr.volumes()
+    let listed = sr.list()?;
+    if !listed.gone.is_empty() {
+        sr.lock()?.forget_gone(&listed.gone)?;
+    }
+    Ok(listed.volumes)
 }

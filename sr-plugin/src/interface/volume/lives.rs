@@ -128,7 +128,7 @@ pub(super) fn destroy(host: &Host, call: &Named) -> Result<(), Failure> {
         next = next.filter(|clone| *clone != key);
         locked.change(&Intent::Destroy { key: key.clone() }, || {
             if sr.image(&key)?.is_some() {
-                sr.repository()?.delete(&sr.image_path(&key)?)?;
+                sr.repository()?.hide(&sr.image_path(&key)?)?;
             }
             Ok(())
         })?;
@@ -208,7 +208,7 @@ pub(super) fn data_destroy(host: &Host, call: &Named) -> Result<(), Failure> {
     }
     let virtual_size = image_of(&sr, &call.key)?.footer().current_size().0;
     locked.change(&Intent::DestroyData { key: call.key.clone(), virtual_size }, || {
-        sr.repository()?.delete(&sr.image_path(&call.key)?)?;
+        sr.repository()?.hide(&sr.image_path(&call.key)?)?;
         Ok(())
     })?;
     done(host, &sr);
