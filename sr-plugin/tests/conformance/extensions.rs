@@ -2,26 +2,29 @@
 
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::plugin::{Ended, run};
+use crate::plugin::run;
 use crate::scene::{Scene, names};
 
-/// Prints a methodResponse's only value as JSON.
-const PARSER: &str = "import json, sys, xmlrpc.client as x; print(json.dumps(x.loads(sys.stdin.buffer.read())[0]))";
+/// Reads a list of methodResponses, and prints the only value of each, as JSON.
+const PARSER: &str = "import json, sys, xmlrpc.client as x
+print(json.dumps([value for text in json.load(sys.stdin) for value in x.loads(text)[0]]))";
 
-fn call(scene: &Scene, name: &str, xml: &[u8]) -> Value {
-    let answer = answer(scene, name, xml);
-    assert_eq!((answer.code, answer.stderr.as_str()), (Some(0), ""), "{answer:?}");
-    let parsed = run(Command::new("python3").args(["-c", PARSER]), answer.stdout.as_bytes());
-    assert_eq!(parsed.code, Some(0), "{}: {}", answer.stdout, parsed.stderr);
-    let mut values: Vec<Value> = serde_json::from_str(&parsed.stdout).unwrap();
-    assert_eq!(values.len(), 1, "{values:?}");
-    values.remove(0)
-}
-
-fn answer(scene: &Scene, name: &str, xml: &[u8]) -> Ended {
-    run(Command::new(scene.extensions().join(name)).arg("--xmlrpc"), xml)
+/// Makes calls, and reads what they answer.
+#[track_caller]
+fn calls(scene: &Scene, name: &str, calls: &[Vec<u8>]) -> Vec<Value> {
+    let answer = |xml: &Vec<u8>| {
+        let answer = run(Command::new(scene.extensions().join(name)).arg("--xmlrpc"), xml);
+        assert_eq!((answer.code, answer.stderr.as_str()), (Some(0), ""), "{answer:?}");
+        answer.stdout
+    };
+    let answers: Vec<String> = calls.iter().map(answer).collect();
+    let parsed = run(Command::new("python3").args(["-c", PARSER]), json!(answers).to_string().as_bytes());
+    assert_eq!(parsed.code, Some(0), "{answers:?}: {}", parsed.stderr);
+    let values: Vec<Value> = serde_json::from_str(&parsed.stdout).unwrap();
+    assert_eq!(values.len(), calls.len(), "one value each: {values:?}");
+    values
 }
 
 fn xml(name: &str, parameters: &[&str]) -> Vec<u8> {
@@ -53,8 +56,8 @@ fn each_is_installed_under_its_name() {
 #[test]
 fn status_is_a_string_of_json() {
     let scene = Scene::new();
-    for parameters in [&[][..], &[scene.sr.as_str()]] {
-        let answer = call(&scene, "VHD.status", &xml("VHD.status", parameters));
+    let parameters = [&[][..], &[scene.sr.as_str()]];
+    for answer in calls(&scene, "VHD.status", &parameters.map(|parameters| xml("VHD.status", parameters))) {
         assert_eq!(answer["Status"], "Success", "{answer}");
         let value: Value = serde_json::from_str(answer["Value"].as_str().unwrap()).unwrap();
         assert_eq!(value.as_object().unwrap().keys().collect::<Vec<_>>(), [&scene.sr]);
@@ -64,34 +67,36 @@ fn status_is_a_string_of_json() {
 #[test]
 fn failures_have_codes() {
     let scene = Scene::new();
-    let error = failure(&call(&scene, "VHD.status", &xml("VHD.status", &["&lt;none&gt;"])), "SR_BACKEND_FAILURE");
-    assert_eq!(error[1..], ["Sr_not_attached", "<none>"]);
+    let answers = calls(&scene, "VHD.status", &[xml("VHD.status", &["&lt;none&gt;"])]);
+    assert_eq!(failure(&answers[0], "SR_BACKEND_FAILURE")[1..], ["Sr_not_attached", "<none>"]);
     // There is no worker that could be told.
-    failure(&call(&scene, "VHD.coalesce", &xml("VHD.coalesce", &[&scene.sr])), "SR_BACKEND_FAILURE_202");
-    for wrong in [&[][..], &["fast"], &["0"], &["-1"], &["a b c"]] {
-        failure(&call(&scene, "VHD.set_rate", &xml("VHD.set_rate", wrong)), "SR_BACKEND_FAILURE_143");
+    let answers = calls(&scene, "VHD.coalesce", &[xml("VHD.coalesce", &[&scene.sr])]);
+    failure(&answers[0], "SR_BACKEND_FAILURE_202");
+    let wrong = [&[][..], &["fast"], &["0"], &["-1"], &["a b c"]];
+    for answer in calls(&scene, "VHD.set_rate", &wrong.map(|parameters| xml("VHD.set_rate", parameters))) {
+        failure(&answer, "SR_BACKEND_FAILURE_143");
     }
 }
 
 #[test]
 fn what_is_no_call_is_a_failure() {
     let scene = Scene::new();
-    let long = "x".repeat(1 << 20);
-    let deep = "<a>".repeat(100_000);
-    let unknown_entity = xml("VHD.status", &["&unknown;"]);
-    let wrong: [&[u8]; 8] =
-        [b"", b"hello", b"{}", b"<methodCall>", b"<other/>", long.as_bytes(), deep.as_bytes(), &unknown_entity];
-    for wrong in wrong {
-        failure(&call(&scene, "VHD.status", wrong), "SR_BACKEND_FAILURE_143");
+    let texts = ["", "hello", "{}", "<methodCall>", "<other/>", &"x".repeat(1 << 20), &"<a>".repeat(100_000)];
+    let mut wrong: Vec<Vec<u8>> = texts.iter().map(|text| text.as_bytes().to_vec()).collect();
+    wrong.push(xml("VHD.status", &["&unknown;"]));
+    for answer in calls(&scene, "VHD.status", &wrong) {
+        failure(&answer, "SR_BACKEND_FAILURE_143");
     }
-    assert_eq!(call(&scene, "VHD.status", b"\xff\xfe")["Status"], "Failure");
+    let answers = calls(&scene, "VHD.status", &[vec![0xff; 1 << 20]]);
+    assert_eq!(answers[0]["Status"], "Failure");
 }
 
 #[test]
 fn answers_are_well_formed_whatever_they_repeat() {
     let scene = Scene::new();
-    for strange in ["&#1;", "&#27;[31m", "]]&gt;", "&#xFFFE;", "\u{b}", "\u{1f}"] {
-        failure(&call(&scene, "VHD.status", &xml("VHD.status", &[strange])), "SR_BACKEND_FAILURE");
+    let strange = ["&#1;", "&#27;[31m", "]]&gt;", "&#xFFFE;", "\u{8}", "a&#127;"];
+    for answer in calls(&scene, "VHD.status", &strange.map(|text| xml("VHD.status", &[text]))) {
+        failure(&answer, "SR_BACKEND_FAILURE");
     }
 }
 
