@@ -14,7 +14,8 @@ pub(crate) enum Type {
     Pair(&'static Type),
     Base64,
     Health,
-    VolumeType,
+    /// What a volume holds.
+    Content,
     QueryResult,
     SrStat,
     Volume,

@@ -22,7 +22,7 @@ fn calls(scene: &Scene, name: &str, calls: &[Vec<u8>]) -> Vec<Value> {
     let answers: Vec<String> = calls.iter().map(answer).collect();
     let parsed = run(Command::new("python3").args(["-c", PARSER]), json!(answers).to_string().as_bytes());
     assert_eq!(parsed.code, Some(0), "{answers:?}: {}", parsed.stderr);
-    let values: Vec<Value> = serde_json::from_str(&parsed.stdout).unwrap();
+    let values: Vec<Value> = serde_json::from_str(&parsed.stdout).expect("it is what was asked for");
     assert_eq!(values.len(), calls.len(), "one value each: {values:?}");
     values
 }
@@ -37,7 +37,8 @@ fn xml(name: &str, parameters: &[&str]) -> Vec<u8> {
 #[track_caller]
 fn failure(answer: &Value, code: &str) -> Vec<String> {
     assert_eq!(answer["Status"], "Failure", "{answer}");
-    let description: Vec<String> = serde_json::from_value(answer["ErrorDescription"].clone()).unwrap();
+    let description: Vec<String> =
+        serde_json::from_value(answer["ErrorDescription"].clone()).expect("it is what was asked for");
     assert_eq!(description[0], code, "{description:?}");
     assert_eq!(answer.as_object().map(serde_json::Map::len), Some(2), "{answer}");
     description

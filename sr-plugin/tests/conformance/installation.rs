@@ -1,7 +1,9 @@
 //! The folder that the daemon finds.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
 use std::thread;
 
 use serde_json::json;
@@ -74,7 +76,7 @@ fn another_installation_takes_the_place_of_the_first() {
     // From what is installed, too: nothing is put at its end twice.
     let binary = scene.folder().join("sr-plugin");
     let before = fs::read(&binary).unwrap();
-    let mut command = std::process::Command::new(&binary);
+    let mut command = Command::new(&binary);
     command.arg("install").arg(scene.root()).arg("--state").arg(scene.place().join("state")).arg("--no-worker");
     assert_eq!(crate::plugin::run(&mut command, b"").code, Some(0));
     assert!(before == fs::read(&binary).unwrap(), "the executable is another");
@@ -83,8 +85,6 @@ fn another_installation_takes_the_place_of_the_first() {
 
 #[test]
 fn calls_that_run_meanwhile_keep_their_settings() {
-    use std::io::Write;
-    use std::process::Stdio;
     let scene = Scene::new();
     let mut command = scene.command("SR.ls", &["--json"]);
     let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();

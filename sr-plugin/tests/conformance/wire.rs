@@ -65,7 +65,7 @@ pub(crate) fn check(kind: Type, value: &Value) -> Result<(), String> {
         Type::Health => ["Healthy", "Recovering", "Unreachable", "Unavailable"]
             .iter()
             .any(|tag| value.get(1).is_some_and(|text| *value == json!([tag, text]) && text.is_string())),
-        Type::VolumeType => {
+        Type::Content => {
             ["Data", "CBT_Metadata", "Data_and_CBT_Metadata"].iter().any(|tag| *value == json!([tag, null]))
         }
         Type::List(of) => {
@@ -75,7 +75,7 @@ pub(crate) fn check(kind: Type, value: &Value) -> Result<(), String> {
         Type::QueryResult => return record(value, QUERY_RESULT, &[]),
         Type::SrStat => return record(value, SR_STAT, &[("uuid", Type::Text)]),
         Type::Volume => {
-            let optional = &[("uuid", Type::Text), ("volume_type", Type::VolumeType), ("cbt_enabled", Type::Boolean)];
+            let optional = &[("uuid", Type::Text), ("volume_type", Type::Content), ("cbt_enabled", Type::Boolean)];
             return record(value, VOLUME, optional);
         }
         Type::ProbeResult => {
