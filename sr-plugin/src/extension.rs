@@ -162,9 +162,14 @@ fn parameters(xml: &str) -> Result<Vec<String>, Failure> {
     }
 }
 
+/// Tells whether a character may stand in a document at all, escaped or not. Source: XML 1.0, production 2.
+fn is_xml(c: char) -> bool {
+    matches!(c, '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'..)
+}
+
 /// XenAPI's form of an answer: a struct with a status.
 fn response(result: &Result<String, Failure>) -> String {
-    let string = |text: &str| format!("<value>{}</value>", escape(text));
+    let string = |text: &str| format!("<value>{}</value>", escape(text.replace(|c| !is_xml(c), "\u{fffd}")));
     let member = |name: &str, value: &str| format!("<member><name>{name}</name>{value}</member>");
     let members = match result {
         Ok(value) => member("Status", &string("Success")) + &member("Value", &string(value)),

@@ -53,12 +53,15 @@ pub struct Host {
 }
 
 impl Host {
-    /// Reads the settings from the executable's folder.
+    /// Reads the settings from the executable's folder: from what has taken its place, if it was replaced meanwhile.
     ///
     /// # Errors
     /// Settings that cannot be read.
     pub fn of_executable() -> Result<Self, Failure> {
-        let executable = std::env::current_exe().map_err(Failure::io(Path::new("/proc/self/exe"), "find it"))?;
+        let executable = match called() {
+            Some(path) => path,
+            None => std::env::current_exe().map_err(Failure::io(Path::new("/proc/self/exe"), "find it"))?,
+        };
         let settings = store::read(&executable.with_file_name(SETTINGS))?;
         Ok(Self { settings: settings.unwrap_or_default() })
     }
@@ -132,4 +135,11 @@ impl Host {
         found.sort_by_key(Sr::uuid);
         Ok(found)
     }
+}
+
+/// The executable by the path that it was called by; `None` where that leads nowhere.
+fn called() -> Option<PathBuf> {
+    let called = PathBuf::from(std::env::args_os().next()?);
+    let is_path = called.parent().is_some_and(|folder| !folder.as_os_str().is_empty());
+    if is_path { called.canonicalize().ok() } else { None }
 }

@@ -1,6 +1,7 @@
 //! One executable for all methods: what it is called by says which is meant.
 
 use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -52,10 +53,16 @@ struct Install {
 }
 
 fn main() -> ExitCode {
-    let mut words = env::args();
+    let mut words = env::args_os();
     let called = words.next().unwrap_or_default();
     let name = Path::new(&called).file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-    let words: Vec<String> = words.collect();
+    let words: Vec<String> = match words.map(OsString::into_string).collect() {
+        Ok(words) => words,
+        Err(word) => {
+            call::complain(&format!("usage: {name} --help\n{name}: error: {word:?} is no text"));
+            return 2.into();
+        }
+    };
     if let Some(extension) = extension::extension(&name) {
         return extension::call(extension, &words);
     }

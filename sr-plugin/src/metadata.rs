@@ -12,6 +12,8 @@ use crate::sr::Sr;
 use crate::store;
 
 const SUFFIX: &str = ".vhd.json";
+/// Bytes in a file's name at most. Source: Linux's `NAME_MAX`.
+const LONGEST_NAME: usize = 255;
 
 /// What is known of a volume besides its image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,5 +121,5 @@ impl Sr {
 
 /// Tells whether this can be a volume's key: a file's name without its ending.
 pub(crate) fn is_key(key: &str) -> bool {
-    !key.is_empty() && !key.starts_with('.') && !key.contains(['/', '\0'])
+    key.len() + SUFFIX.len() <= LONGEST_NAME && !key.is_empty() && !key.starts_with('.') && !key.contains(['/', '\0'])
 }

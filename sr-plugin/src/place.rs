@@ -3,18 +3,22 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, Seek};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use percent_encoding::percent_decode_str;
 use uuid::Uuid;
-use vhd_core::{Files, Folder, sync_folder};
+use vhd_core::{Files, Folder, SECTOR_SIZE, sync_folder};
 
 use crate::failure::{Failure, Number};
 use crate::host::Host;
 use crate::sr::SrRecord;
+
+/// Where programs of the system are, whatever is left of the environment.
+const TOOLS: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Where a repository is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,8 +102,9 @@ impl Place {
                 fs::create_dir_all(&folder).map_err(Failure::io(&folder, "make the folder to mount at"))?;
                 let folder = folder.canonicalize().map_err(Failure::io(&folder, "find it"))?;
                 let ours = !is_mounted(&folder)?;
-                if ours {
-                    run(Command::new("mount").arg("--").arg(device).arg(&folder))?;
+                if ours && let Err(failure) = run(Command::new("mount").arg("--").arg(device).arg(&folder)) {
+                    let _ = fs::remove_dir(&folder);
+                    return Err(failure);
                 }
                 Ok(Open { mounted: Some(folder.clone()), folder, ours })
             }
@@ -205,21 +210,30 @@ fn is_mounted(folder: &Path) -> Result<bool, Failure> {
 /// A device that cannot be read, or with several things on it.
 pub(crate) fn type_on(device: &Path) -> Result<Option<String>, Failure> {
     let mut blkid = Command::new("blkid");
-    blkid.args(["-p", "-o", "value", "-s", "TYPE", "--"]).arg(device).stdin(Stdio::null());
+    blkid.args(["-p", "-o", "value", "-s", "TYPE", "--"]).arg(device).stdin(Stdio::null()).env("PATH", TOOLS);
     let output = blkid.output().map_err(Failure::io(Path::new("blkid"), "run it"))?;
     let found = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     match output.status.code() {
         Some(0) if !found.is_empty() => Ok(Some(found)),
         // Nothing was found; but a device that cannot be read ends like that, too.
-        Some(2) => match fs::File::open(device) {
-            Ok(_) => Ok(None),
-            Err(error) => Err(Failure::io(device, "open it")(error)),
-        },
+        Some(2) if !holds_image(device).map_err(Failure::io(device, "read it"))? => Ok(None),
         _ => {
             let detail = format!("{}: holds something that is no file system; clear it first", device.display());
             Err(Failure::numbered(Number::SrUnavailable, detail))
         }
     }
+}
+
+/// Tells whether a VHD image is on a device, which `blkid` does not know: its footer is at the end, or a copy at the start.
+fn holds_image(device: &Path) -> io::Result<bool> {
+    let file = fs::File::open(device)?;
+    let end = (&file).seek(io::SeekFrom::End(0))?;
+    let is_at = |offset: u64| -> io::Result<bool> {
+        let mut cookie = [0; 8];
+        let read = file.read_at(&mut cookie, offset)?;
+        Ok(cookie[..read] == *b"conectix")
+    };
+    Ok(is_at(0)? || is_at(end.saturating_sub(SECTOR_SIZE))?)
 }
 
 /// Makes the file system that merges are cheapest on, where its tools are installed: one that shares blocks.
@@ -236,7 +250,7 @@ fn make_file_system(device: &Path) -> Result<(), Failure> {
 /// Runs a program of the system.
 fn run(command: &mut Command) -> Result<(), Failure> {
     let program = PathBuf::from(command.get_program());
-    let output = command.stdin(Stdio::null()).output().map_err(Failure::io(&program, "run it"))?;
+    let output = command.stdin(Stdio::null()).env("PATH", TOOLS).output().map_err(Failure::io(&program, "run it"))?;
     if output.status.success() {
         return Ok(());
     }

@@ -149,12 +149,9 @@ fn attach(host: &Host, configuration: Configuration) -> Result<String, Failure> 
     };
     let open = place.open(host, uuid)?;
     let folder = open.folder().to_path_buf();
-    if let Ok(attached) = host.sr(&uuid.to_string())
-        && attached.folder() != folder
-    {
-        let detail = format!("{uuid} is attached from {}; detach that first", attached.folder().display());
+    if let Err(failure) = is_that_one(host, uuid, &folder) {
         open.close()?;
-        return Err(Failure::numbered(Number::SrInUse, detail));
+        return Err(failure);
     }
     let attached = Attached { folder, mounted: open.mounted().map(Path::to_path_buf), configuration };
     let sr = Sr::new(uuid, attached.clone());
@@ -167,6 +164,22 @@ fn attach(host: &Host, configuration: Configuration) -> Result<String, Failure> 
     open.keep();
     worker::start(host, &sr);
     Ok(uuid.to_string())
+}
+
+/// Refuses a folder that holds another repository, and a repository that is attached from another folder.
+fn is_that_one(host: &Host, uuid: Uuid, folder: &Path) -> Result<(), Failure> {
+    let recorded = SrRecord::read(folder).ok().flatten().and_then(|record| record.uuid);
+    if let Some(other) = recorded.filter(|other| *other != uuid) {
+        let detail = format!("{} holds {other}, and not {uuid}; correct the configuration", folder.display());
+        return Err(Failure::numbered(Number::SrUnavailable, detail));
+    }
+    match host.sr(&uuid.to_string()) {
+        Ok(attached) if attached.folder() != folder => {
+            let detail = format!("{uuid} is attached from {}; detach that first", attached.folder().display());
+            Err(Failure::numbered(Number::SrInUse, detail))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn detach(host: &Host, sr: &str) -> Result<(), Failure> {

@@ -12,7 +12,7 @@ use super::{Named, Pair, done};
 use crate::change::Intent;
 use crate::failure::{Failure, Number};
 use crate::host::Host;
-use crate::metadata::Metadata;
+use crate::metadata::{Metadata, is_key};
 use crate::sr::Sr;
 use crate::wire::Volume;
 
@@ -118,14 +118,14 @@ pub(super) fn copy(host: &Host, call: &Copy) -> Result<Volume, Failure> {
 pub(super) fn destroy(host: &Host, call: &Named) -> Result<(), Failure> {
     let sr = host.sr(&call.sr)?;
     let locked = sr.lock()?;
+    // The clone that it runs on is forgotten by whoever made it. It goes first: a volume that is gone names none.
+    let mut keys = Vec::new();
     let mut next = Some(call.key.clone());
-    while let Some(key) = next {
-        if !crate::metadata::is_key(&key) {
-            break;
-        }
-        // The clone that it runs on is forgotten by whoever made it.
+    while let Some(key) = next.filter(|key| is_key(key) && !keys.contains(key)) {
         next = sr.metadata(&key)?.and_then(|metadata| metadata.keys.get("clone-on-boot").cloned());
-        next = next.filter(|clone| *clone != key);
+        keys.push(key);
+    }
+    for key in keys.into_iter().rev() {
         locked.change(&Intent::Destroy { key: key.clone() }, || {
             if sr.image(&key)?.is_some() {
                 sr.repository()?.hide(&sr.image_path(&key)?)?;
