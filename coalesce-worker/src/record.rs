@@ -22,6 +22,8 @@ pub(crate) enum Record {
     Resize { file: FileId, length: u64 },
     /// An image becomes a child of another, which becomes hidden.
     Compose { child: FileId, parent: FileId },
+    /// A volume's file gets another name, and what waits as `prepared` takes its place.
+    Revert { volume: PathBuf, displaced: PathBuf, prepared: PathBuf },
     /// A run is merged.
     Merge(MergeIntent),
     /// Everything before this sector has been merged, durably.
@@ -43,9 +45,6 @@ pub(crate) enum Record {
 pub(crate) struct SnapshotIntent {
     pub(crate) volume: PathBuf,
     pub(crate) snapshot: PathBuf,
-    /// Whether there is a file of that name, whose place the snapshot takes.
-    #[serde(default)]
-    pub(crate) replaces: bool,
     pub(crate) base: PathBuf,
     /// The unique id of the child that takes the volume's place: it tells whether it has.
     pub(crate) new_volume_id: Uuid,
@@ -196,18 +195,5 @@ impl FileId {
             Err(OpenError::Storage(error)) if error.source.kind() != io::ErrorKind::NotFound => Err(error.into()),
             Err(_) => Ok(false),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn snapshots_of_earlier_versions_replace_nothing() {
-        let text = r#"{"record":"snapshot","volume":"v","snapshot":"s","base":"b","prepared_volume":"p","prepared_snapshot":"q",
-            "new_volume_id":"00000000-0000-0000-0000-000000000001"}"#;
-        let record: Record = serde_json::from_str(text).unwrap();
-        assert!(matches!(record, Record::Snapshot(intent) if !intent.replaces));
     }
 }

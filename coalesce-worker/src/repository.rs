@@ -83,6 +83,16 @@ impl Repository {
         Ok(folder)
     }
 
+    /// Has `work` look at the folder while nobody changes names, parents or hidden states in it. It had better not take long:
+    /// everybody who does waits.
+    ///
+    /// # Errors
+    /// A lock that cannot be had.
+    pub fn look<T>(&self, work: impl FnOnce() -> T) -> Result<T, FileError> {
+        let _structure = self.lock_structure()?;
+        Ok(work())
+    }
+
     /// Where journals and unfinished files are.
     pub(crate) fn state(&self) -> PathBuf {
         self.folder.join(STATE)

@@ -37,10 +37,8 @@ pub enum Snapshotted {
 /// The second child that a volume is given beside itself.
 #[derive(Debug)]
 pub(crate) struct Twin<'a> {
-    /// Where it goes, in the repository's folder.
+    /// Where it goes: in the repository's folder, or to wait in its state folder.
     pub(crate) path: &'a Path,
-    /// Whether it takes the place of a file that is there.
-    pub(crate) replaces: bool,
     /// How many images the volume's chain may have.
     pub(crate) limit: u32,
     /// Whether to look at all files for children of the volume, and to refuse one that has any.
@@ -127,7 +125,7 @@ impl Repository {
     /// The volume reads the same throughout. The snapshot is there whole or not at all once the repository has been
     /// opened again.
     pub fn snapshot(&self, volume: &Path, snapshot: &Path) -> Result<Snapshotted, SnapshotError> {
-        self.snapshot_of(volume, &Twin { path: snapshot, replaces: false, limit: u32::MAX, look_for_children: true })
+        self.snapshot_of(volume, &Twin { path: snapshot, limit: u32::MAX, look_for_children: true })
     }
 
     /// As [`snapshot`](Self::snapshot), and refuses to give the volume a chain of more than `limit` images, itself counted.
@@ -143,7 +141,7 @@ impl Repository {
     /// # Crash safety
     /// As [`snapshot`](Self::snapshot).
     pub fn snapshot_within(&self, volume: &Path, snapshot: &Path, limit: u32) -> Result<Snapshotted, SnapshotError> {
-        self.snapshot_of(volume, &Twin { path: snapshot, replaces: false, limit, look_for_children: false })
+        self.snapshot_of(volume, &Twin { path: snapshot, limit, look_for_children: false })
     }
 
     fn snapshot_of(&self, volume: &Path, twin: &Twin<'_>) -> Result<Snapshotted, SnapshotError> {
@@ -181,10 +179,7 @@ impl Repository {
         {
             let unique_id = image.header().expect("it has a parent").parent_unique_id();
             let new = NewImage::child_of(&image, ParentLink::new(self.folder(), &parent, unique_id)?);
-            match twin.replaces {
-                true => self.replace(&new, twin.path, structure)?,
-                false => create_file(twin.path, &new, Existing::Keep)?,
-            }
+            create_file(twin.path, &new, Existing::Keep)?;
             return Ok(Snapshotted::SharedParent(parent));
         }
         // The volume, a new base, and what that then stands on.
@@ -200,22 +195,6 @@ impl Repository {
             return Err(SnapshotError::HasChild { path: volume.into(), child: child.to_path_buf() });
         }
         self.branch(volume, twin, &mut image, structure)
-    }
-
-    /// Puts a new image in the place of a file. One rename decides; an image that has not got its name is removed by
-    /// whoever opens the repository next.
-    fn replace(&self, new: &NewImage, path: &Path, _: &StructureLock) -> Result<(), SnapshotError> {
-        let prepared = self.prepared(new);
-        let result: Result<(), SnapshotError> = (|| {
-            create_file(&prepared, new, Existing::Keep)?;
-            copy_owner(path, &prepared)?;
-            Ok(fs::rename(&prepared, path).map_err(FileError::when(path, "put the new image in its place"))?)
-        })();
-        if result.is_err() {
-            let _ = fs::remove_file(&prepared);
-        }
-        result?;
-        Ok(sync_folder(self.folder())?)
     }
 
     /// Where a new image waits for its name.
@@ -237,7 +216,6 @@ impl Repository {
         let intent = SnapshotIntent {
             volume: self.relative(volume),
             snapshot: self.relative(twin.path),
-            replaces: twin.replaces,
             base: base_name,
             new_volume_id: new_volume.unique_id,
             prepared_volume: self.relative(&self.prepared(&new_volume)),
@@ -246,11 +224,10 @@ impl Repository {
         let journal = Journal::begin(&self.state(), &Record::Snapshot(intent.clone()))?;
         let base = self.absolute(&intent.base);
         let result: Result<(), SnapshotError> = (|| {
-            let like = if twin.replaces { twin.path } else { volume };
-            for (new, owned_like) in [(&new_volume, volume), (&new_snapshot, like)] {
+            for new in [&new_volume, &new_snapshot] {
                 let path = self.prepared(new);
                 create_file(&path, new, Existing::Keep)?;
-                copy_owner(owned_like, &path)?;
+                copy_owner(volume, &path)?;
             }
             fs::hard_link(volume, &base).map_err(FileError::when(&base, "give the volume's file its new name"))?;
             sync_folder(self.folder())?;
@@ -293,19 +270,14 @@ impl Repository {
             return Ok(());
         }
         Image::open_writable(&base)?.set_hidden(true)?;
-        if intent.replaces {
-            // What is there now may have been written to since that process died.
-            return Ok(remove_if_there(&self.absolute(&intent.prepared_snapshot))?);
-        }
         self.show_snapshot(intent)
     }
 
     fn show_snapshot(&self, intent: &SnapshotIntent) -> Result<(), SnapshotError> {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         let (prepared, snapshot) = (self.absolute(&intent.prepared_snapshot), self.absolute(&intent.snapshot));
-        let flags = if intent.replaces { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
         if prepared.exists() {
-            renameat_with(CWD, &prepared, CWD, &snapshot, flags)
+            renameat_with(CWD, &prepared, CWD, &snapshot, RenameFlags::NOREPLACE)
                 .map_err(|errno| FileError::when(&snapshot, "give the snapshot its name")(errno.into()))?;
         }
         Ok(sync_folder(self.folder())?)
@@ -347,7 +319,7 @@ pub(crate) fn copy_owner(from: &Path, to: &Path) -> Result<(), FileError> {
     fs::set_permissions(to, metadata.permissions()).map_err(FileError::when(to, "give it the volume's permissions"))
 }
 
-fn remove_if_there(path: &Path) -> Result<(), FileError> {
+pub(crate) fn remove_if_there(path: &Path) -> Result<(), FileError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::when(path, "remove it")(error)),
         _ => Ok(()),

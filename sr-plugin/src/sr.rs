@@ -258,7 +258,8 @@ impl Sr {
     /// # Errors
     /// A folder that cannot be listed.
     pub fn list(&self) -> Result<Listed, Failure> {
-        let folder = Folder::scan(self.folder(), Files::Images)?;
+        // A volume that is about to get another file is not to be seen twice, or not at all.
+        let folder = self.repository()?.look(|| Folder::scan(self.folder(), Files::Images))??;
         let (mut volumes, mut gone) = (Vec::new(), Vec::new());
         let mut with_image = HashSet::new();
         for (_, node) in folder.nodes().filter(|(_, node)| !node.hidden && node.disk_type.is_some()) {

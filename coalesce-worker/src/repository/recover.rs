@@ -21,6 +21,7 @@ use crate::error::CoalesceError;
 use crate::finish::{Finish, remove_obsolete};
 use crate::journal::Journal;
 use crate::record::{Direction, FileId, HeaderRecord, MergeIntent, Record};
+use crate::revert::RevertError;
 use crate::run::{Run, lock_source};
 use crate::snapshot::SnapshotError;
 use crate::target::Target;
@@ -58,6 +59,9 @@ pub enum WaitReason {
     /// Nor a deletion.
     #[error(transparent)]
     Delete(#[from] DeleteError),
+    /// Nor a volume that was to get the content of another.
+    #[error(transparent)]
+    Revert(#[from] RevertError),
     /// Nor the linking of an image to a parent.
     #[error(transparent)]
     Compose(#[from] ComposeError),
@@ -141,6 +145,9 @@ impl Repository {
                 (&file.path, mend(&self.absolute(&file.path), file, Some(ByteCount(*length))).map_err(Into::into))
             }
             Some(Record::Delete(id)) => (&id.path, self.finish_delete(id, structure).map_err(Into::into)),
+            Some(Record::Revert { volume, displaced, prepared }) => {
+                (volume, self.finish_revert(volume, displaced, prepared, structure).map_err(Into::into))
+            }
             Some(Record::Compose { child, parent }) => {
                 match self.finish_compose(child, parent, headers(records).last(), structure) {
                     Ok(Some(image)) => return Ok(Outcome::in_use(image)),

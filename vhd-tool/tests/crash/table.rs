@@ -201,13 +201,13 @@ pub(crate) fn cases() -> Vec<Case> {
         same("raw", chain_on_raw, &["coalesce", "mid.vhd", "--into", "disk.img"], 2),
         same("resume", interrupted, RELINK, 4),
         same("supersede", interrupted_otherwise, TAKE_NAME, 1),
-        case("revert", snapshots, Revert("leaf.vhd", "second.vhd"), Change::Reverted("leaf.vhd", "second.vhd"), 6),
+        case("revert", snapshots, Revert("leaf.vhd", "second.vhd"), Change::Reverted("leaf.vhd", "second.vhd"), 7),
         case(
             "revert (shared parent)",
             snapshots,
             Revert("leaf.vhd", "third.vhd"),
             Change::Reverted("leaf.vhd", "third.vhd"),
-            5,
+            6,
         ),
         case("compose", apart, Compose("new.vhd", "leaf.vhd"), Change::Composed("new.vhd", "leaf.vhd", &HELD), 4),
         case(
