@@ -87,11 +87,18 @@ impl Host {
     /// Finds an attached repository.
     ///
     /// # Errors
-    /// One that is not attached.
+    /// One that is not attached; a record that cannot be read.
     pub fn sr(&self, sr: &str) -> Result<Sr, Failure> {
-        let uuid: Uuid = sr.parse().map_err(|_| Failure::sr_not_attached(sr))?;
-        let attached = store::read(&self.record(uuid))?.ok_or_else(|| Failure::sr_not_attached(sr))?;
-        Ok(Sr::new(uuid, attached))
+        self.find(sr)?.ok_or_else(|| Failure::sr_not_attached(sr))
+    }
+
+    /// As [`sr`](Self::sr); `None` where it is not attached.
+    ///
+    /// # Errors
+    /// A record that cannot be read.
+    pub fn find(&self, sr: &str) -> Result<Option<Sr>, Failure> {
+        let Ok(uuid) = sr.parse::<Uuid>() else { return Ok(None) };
+        Ok(store::read(&self.record(uuid))?.map(|attached| Sr::new(uuid, attached)))
     }
 
     /// Records that a repository is attached.

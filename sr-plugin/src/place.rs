@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use percent_encoding::percent_decode_str;
 use uuid::Uuid;
-use vhd_core::{Files, Folder, SECTOR_SIZE, sync_folder};
+use vhd_core::{Files, Folder, sync_folder};
 
 use crate::failure::{Failure, Number};
 use crate::host::Host;
@@ -19,6 +19,9 @@ use crate::sr::SrRecord;
 
 /// Where programs of the system are, whatever is left of the environment.
 const TOOLS: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How much of either end of a device is looked at for data.
+const EDGE: usize = 64 << 10;
 
 /// Where a repository is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -216,24 +219,30 @@ pub(crate) fn type_on(device: &Path) -> Result<Option<String>, Failure> {
     match output.status.code() {
         Some(0) if !found.is_empty() => Ok(Some(found)),
         // Nothing was found; but a device that cannot be read ends like that, too.
-        Some(2) if !holds_image(device).map_err(Failure::io(device, "read it"))? => Ok(None),
+        Some(2) if !holds_data(device).map_err(Failure::io(device, "read it"))? => Ok(None),
         _ => {
-            let detail = format!("{}: holds something that is no file system; clear it first", device.display());
+            let detail = format!(
+                "{}: holds something that is no file system; if nobody needs that, clear it with `blkdiscard -z`",
+                device.display()
+            );
             Err(Failure::numbered(Number::SrUnavailable, detail))
         }
     }
 }
 
-/// Tells whether a VHD image is on a device, which `blkid` does not know: its footer is at the end, or a copy at the start.
-fn holds_image(device: &Path) -> io::Result<bool> {
+/// Tells whether anything is on a device that `blkid` does not know, such as a disk image: whether it starts or ends with
+/// anything but zeros.
+fn holds_data(device: &Path) -> io::Result<bool> {
     let file = fs::File::open(device)?;
     let end = (&file).seek(io::SeekFrom::End(0))?;
-    let is_at = |offset: u64| -> io::Result<bool> {
-        let mut cookie = [0; 8];
-        let read = file.read_at(&mut cookie, offset)?;
-        Ok(cookie[..read] == *b"conectix")
-    };
-    Ok(is_at(0)? || is_at(end.saturating_sub(SECTOR_SIZE))?)
+    let mut bytes = vec![0; EDGE];
+    for offset in [0, end.saturating_sub(EDGE as u64)] {
+        let read = file.read_at(&mut bytes, offset)?;
+        if bytes[..read].iter().any(|&byte| byte != 0) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Makes the file system that merges are cheapest on, where its tools are installed: one that shares blocks.

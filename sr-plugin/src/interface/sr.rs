@@ -123,6 +123,7 @@ fn create(
 ) -> Result<Configuration, Failure> {
     let uuid = place::parse_uuid(&uuid)?;
     let place = Place::of(&configuration)?;
+    check_depth_limit(&configuration)?;
     place.make()?;
     let open = place.open(host, uuid)?;
     let made = make_record(open.folder(), uuid, name, description);
@@ -130,6 +131,16 @@ fn create(
     made?;
     configuration.insert("sr_uuid".into(), uuid.to_string());
     Ok(configuration)
+}
+
+fn check_depth_limit(configuration: &Configuration) -> Result<(), Failure> {
+    match configuration.get("depth_limit") {
+        Some(limit) if !limit.parse::<u32>().is_ok_and(|limit| limit > 0) => Err(Failure::numbered(
+            Number::BadRequest,
+            format!("depth_limit: {limit}: give a number of levels, such as 30"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn make_record(folder: &Path, uuid: Uuid, name: String, description: String) -> Result<(), Failure> {
@@ -143,6 +154,7 @@ fn make_record(folder: &Path, uuid: Uuid, name: String, description: String) -> 
 
 fn attach(host: &Host, configuration: Configuration) -> Result<String, Failure> {
     let place = Place::of(&configuration)?;
+    check_depth_limit(&configuration)?;
     let uuid = match configuration.get("sr_uuid") {
         Some(uuid) => place::parse_uuid(uuid)?,
         None => place.find_uuid(host)?,
@@ -184,7 +196,7 @@ fn is_that_one(host: &Host, uuid: Uuid, folder: &Path) -> Result<(), Failure> {
 
 fn detach(host: &Host, sr: &str) -> Result<(), Failure> {
     // One that is not attached is detached already.
-    let Ok(sr) = host.sr(sr) else { return Ok(()) };
+    let Some(sr) = host.find(sr)? else { return Ok(()) };
     worker::stop(host, &sr);
     if let Some(mounted) = sr.mounted() {
         place::unmount(mounted)?;

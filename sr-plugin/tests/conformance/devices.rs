@@ -179,6 +179,12 @@ fn a_device_with_something_else_is_refused() {
     write(b"conectix", SIZE - 512);
     write(b"conectix", 0);
     holds("an image");
+    write(&[0; 512], SIZE - 512);
+    write(b"QFI\xfb", 0);
+    holds("an image of another kind");
+    write(&[0; 512], 0);
+    write(b"somebody's", SIZE - 4096);
+    holds("data of no kind that is known");
 }
 
 #[test]

@@ -160,3 +160,24 @@ fn folders_have_any_name() {
     let uri = volume["uri"][0].as_str().unwrap();
     assert!(uri.contains("/%C3%BC%20%2520%20%23%3F/"), "{uri}");
 }
+
+#[test]
+fn a_depth_limit_that_is_none_is_refused() {
+    let plugin = Plugin::install();
+    for limit in ["", "abc", "-1", "0", "30.5"] {
+        let configuration = with(&uri(&plugin.place().join("sr")), &json!({ "depth_limit": limit }));
+        let more = json!({ "uuid": Uuid::new_v4(), "name": "", "description": "" });
+        plugin.refused_as(143, "SR.create", &with(&configured(&configuration), &more));
+        plugin.refused_as(143, "SR.attach", &configured(&configuration));
+    }
+}
+
+#[test]
+fn a_damaged_record_of_what_is_attached_is_not_taken_for_detached() {
+    let scene = Scene::new();
+    let record = scene.place().join(format!("state/attached/{}.json", scene.sr));
+    fs::write(&record, "{").unwrap();
+    let (_, parameters) = scene.refused("SR.detach", &json!({ "dbg": "test", "sr": scene.sr }));
+    assert!(parameters[1].contains("damaged"), "{parameters:?}");
+    assert!(record.exists());
+}

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use base64::Engine;
 
@@ -12,7 +14,7 @@ use testkit::model::read_all;
 use testkit::pattern;
 use vhd_core::{Chain, ChainOptions, Sector, SectorCount, SectorRange, Volume};
 
-use crate::plugin::{Plugin, Sr};
+use crate::plugin::{Plugin, Sr, program};
 
 /// Where a volume's image is, by its URI.
 pub(crate) fn image(sr: &Sr, key: &str) -> PathBuf {
@@ -25,6 +27,22 @@ pub(crate) fn write(sr: &Sr, key: &str, start: u64, count: u64, tag: u16) {
     let volume = Volume::open(&image(sr, key), &ChainOptions::default()).unwrap();
     volume.write(range, &pattern::fill(range, tag)).unwrap();
     volume.close().unwrap();
+}
+
+/// Writes a pattern by the command line.
+pub(crate) fn write_by_command(sr: &Sr, key: &str, start: u64, count: u64, tag: u16) {
+    let mut command = Command::new(program("vhd-tool"));
+    command.args(["--quiet", "write"]).arg(image(sr, key)).arg("--offset").arg((start * 512).to_string());
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let range = SectorRange::new(Sector(start), SectorCount(count));
+    child.stdin.take().unwrap().write_all(&pattern::fill(range, tag)).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+/// Runs the worker once, by the command line.
+pub(crate) fn collect_by_command(sr: &Sr) {
+    let output = Command::new(program("coalesce-worker")).arg("once").arg(&sr.folder).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// The content of a volume.

@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use testkit::golden;
 
-use crate::disks::{check, collect, content, contents, image, write};
+use crate::disks::{check, collect, collect_by_command, content, contents, image, write, write_by_command};
 use crate::plugin::{Plugin, Sr, arguments};
 
 const MIB: u64 = 1 << 20;
@@ -15,16 +15,16 @@ const MIB: u64 = 1 << 20;
 /// A volume with snapshots, clones and another volume; what each holds is known.
 fn filled(plugin: &Plugin, sr: &Sr) -> BTreeMap<&'static str, String> {
     let volume = plugin.create(sr, "volume", 8 * MIB);
-    write(sr, &volume, 0, 300, 1);
+    write_by_command(sr, &volume, 0, 300, 1);
     let first = plugin.new_volume(sr, "snapshot", &volume);
-    write(sr, &volume, 100, 300, 2);
+    write_by_command(sr, &volume, 100, 300, 2);
     let second = plugin.new_volume(sr, "snapshot", &volume);
-    write(sr, &volume, 9000, 70, 3);
+    write_by_command(sr, &volume, 9000, 70, 3);
     let of_first = plugin.new_volume(sr, "clone", &first);
-    write(sr, &of_first, 50, 5000, 4);
+    write_by_command(sr, &of_first, 50, 5000, 4);
     let of_volume = plugin.new_volume(sr, "clone", &volume);
     let other = plugin.create(sr, "other", 3 * MIB + 512);
-    write(sr, &other, 6000, 100, 5);
+    write_by_command(sr, &other, 6000, 100, 5);
     let names = ["volume", "first", "second", "of_first", "of_volume", "other"];
     names.into_iter().zip([volume, first, second, of_first, of_volume, other]).collect()
 }
@@ -36,7 +36,7 @@ fn a_life() {
     let keys = filled(&plugin, &sr);
     let mut expected = contents(&plugin, &sr);
     assert_eq!(expected.len(), 6);
-    collect(&sr);
+    collect_by_command(&sr);
     assert_eq!(contents(&plugin, &sr), expected, "a collection changes nothing");
 
     // Destroyed: the others stay as they are, and merging makes the chains short again.
@@ -44,7 +44,7 @@ fn a_life() {
     plugin.volume(&sr, "destroy", &keys["of_volume"], &json!({}));
     expected.remove(&keys["second"]);
     expected.remove(&keys["of_volume"]);
-    collect(&sr);
+    collect_by_command(&sr);
     assert_eq!(contents(&plugin, &sr), expected);
 
     // Reverted: the content of the snapshot under the volume's key.
@@ -64,7 +64,7 @@ fn a_life() {
     let copy = plugin.volume(&sr, "copy", &keys["of_first"], &json!({ "dest_sr": elsewhere.id }));
     let copy = copy["key"].as_str().unwrap();
     assert_eq!(content(&elsewhere.folder, copy), expected[&keys["of_first"]]);
-    collect(&sr);
+    collect_by_command(&sr);
     assert_eq!(contents(&plugin, &sr), expected);
     check(&sr);
 

@@ -37,7 +37,9 @@ impl Plugin {
             .arg("--state")
             .arg(path("run"))
             .arg("--worker-socket")
-            .arg(path("none"));
+            .arg(path("none"))
+            .arg("--extensions")
+            .arg(path("extensions"));
         let output = install.args(options).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         Self { folder }
@@ -142,4 +144,14 @@ pub(crate) fn ended(child: Child) -> Result<Value, Vec<String>> {
     }
     let parameters = value["params"].as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned());
     Err(parameters.collect())
+}
+
+/// Another program of the project: built beside the plugin, by cargo where that has not been asked for it.
+pub(crate) fn program(package: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_sr-plugin")).with_file_name(package);
+    if !path.exists() {
+        let mut cargo = Command::new(env!("CARGO"));
+        assert!(cargo.args(["build", "--quiet", "--package", package]).status().unwrap().success());
+    }
+    path
 }
