@@ -258,8 +258,10 @@ impl Sr {
     /// # Errors
     /// A folder that cannot be listed.
     pub fn list(&self) -> Result<Listed, Failure> {
-        // A volume that is about to get another file is not to be seen twice, or not at all.
-        let folder = self.repository()?.look(|| Folder::scan(self.folder(), Files::Images))??;
+        // What takes its time is read while others go on. Then a volume that is about to get another file is not to be seen
+        // twice, or not at all.
+        let first = Folder::scan(self.folder(), Files::Images)?;
+        let folder = self.repository()?.look(|| first.rescan(self.folder()))??;
         let (mut volumes, mut gone) = (Vec::new(), Vec::new());
         let mut with_image = HashSet::new();
         for (_, node) in folder.nodes().filter(|(_, node)| !node.hidden && node.disk_type.is_some()) {
