@@ -220,3 +220,194 @@ fn a_damaged_child_keeps_its_parents() {
     let destroyed: Result<Value, _> = plugin.try_call("SR.destroy", &json!({ "sr": sr.id }));
     assert!(destroyed.is_err(), "{before} files before, now {}", fs::read_dir(&sr.folder).unwrap().count());
 }
+
+/// Numbers that look random (xorshift).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+fn zeros(sr: &Sr, key: &str, start: u64, count: u64) {
+    use vhd_core::{Sector, SectorCount, SectorRange};
+    let volume = Volume::open(&image(sr, key), &ChainOptions::default()).unwrap();
+    volume.write(SectorRange::new(Sector(start), SectorCount(count)), &vec![0; (count * 512) as usize]).unwrap();
+    volume.close().unwrap();
+}
+
+#[test]
+fn changes_are_told_whatever_is_done() {
+    let seeds: u64 = std::env::var("SEEDS").ok().and_then(|it| it.parse().ok()).unwrap_or(3);
+    for seed in 1..=seeds {
+        let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15 ^ seed.wrapping_mul(0x1234_5677));
+        let plugin = Plugin::install();
+        let sr = plugin.sr("sr");
+        let volume = plugin.create(&sr, "volume", 3 * MIB);
+        write(&sr, &volume, 0, 2000, 1);
+        plugin.volume(&sr, "enable_cbt", &volume, &json!({}));
+        // Each with what it held: data that is destroyed is still known here.
+        let mut known: Vec<(String, Vec<u8>)> = Vec::new();
+        let mut story = Vec::new();
+        let mut size = 3 * MIB;
+        for tag in 2..30 {
+            let pick = |numbers: &mut Numbers| numbers.below(1000) as usize;
+            let at = pick(&mut numbers);
+            let with_data: Vec<String> = known.iter().map(|it| it.0.clone()).filter(|key| image(&sr, key).exists() && plugin.volume(&sr, "stat", key, &json!({})).get("volume_type").is_none()).collect();
+            match numbers.below(13) {
+                0..=2 => {
+                    let start = numbers.below(size / 512 - 300);
+                    story.push(format!("write {start}"));
+                    write(&sr, &volume, start, 1 + numbers.below(300), tag);
+                }
+                3 => {
+                    let start = numbers.below(size / 512 - 300);
+                    story.push(format!("zeros {start}"));
+                    zeros(&sr, &volume, start, 1 + numbers.below(300));
+                }
+                4..=6 => {
+                    let key = plugin.new_volume(&sr, "snapshot", &volume);
+                    story.push(format!("snapshot {key}"));
+                    known.push((key.clone(), content(&sr.folder, &key)));
+                }
+                7 if !with_data.is_empty() => {
+                    let of = &with_data[at % with_data.len()];
+                    let key = plugin.new_volume(&sr, "snapshot", of);
+                    story.push(format!("snapshot {key} of {of}"));
+                    known.push((key.clone(), content(&sr.folder, &key)));
+                }
+                8 if !with_data.is_empty() => {
+                    let to = &with_data[at % with_data.len()];
+                    story.push(format!("revert {to}"));
+                    plugin.volume(&sr, "revert", &volume, &json!({ "snapshot": to }));
+                    size = plugin.volume(&sr, "stat", &volume, &json!({}))["virtual_size"].as_u64().unwrap();
+                }
+                9 if !with_data.is_empty() => {
+                    let key = &with_data[at % with_data.len()];
+                    story.push(format!("data_destroy {key}"));
+                    plugin.volume(&sr, "data_destroy", key, &json!({}));
+                }
+                10 if !known.is_empty() => {
+                    let (key, _) = known.remove(at % known.len());
+                    story.push(format!("destroy {key}"));
+                    plugin.volume(&sr, "destroy", &key, &json!({}));
+                }
+                11 => {
+                    story.push("collect".into());
+                    collect(&sr);
+                    plugin.keys(&sr);
+                }
+                12 if !with_data.is_empty() => {
+                    let of = &with_data[at % with_data.len()];
+                    story.push(format!("clone of {of}"));
+                    plugin.new_volume(&sr, "clone", of);
+                    if numbers.below(2) == 0 {
+                        size += MIB / 2;
+                        story.push(format!("resize {size}"));
+                        plugin.volume(&sr, "resize", &volume, &json!({ "new_size": size }));
+                    }
+                }
+                _ => {}
+            }
+            let mut all = known.clone();
+            all.push((volume.clone(), content(&sr.folder, &volume)));
+            let refs: Vec<usize> = vec![numbers.below(all.len() as u64) as usize, all.len() - 1];
+            for to in refs {
+                for from in &all {
+                    let mut ours = from.1.clone();
+                    ours.resize(all[to].1.len().max(ours.len()), 0);
+                    let mut theirs = all[to].1.clone();
+                    theirs.resize(ours.len(), 0);
+                    let truth: BTreeSet<u64> = differing(&ours, &theirs).into_iter().filter(|b| *b < all[to].1.len().div_ceil(65536) as u64).collect();
+                    // Two that have nothing in common any more are refused.
+                    let others = json!({ "key2": all[to].0, "offset": 0, "length": -1 });
+                    let Ok(told) = plugin.try_call("Volume.list_changed_blocks", &arguments(&sr, &from.0, &others)) else {
+                        continue;
+                    };
+                    let told = crate::disks::bits(&told);
+                    assert!(told.is_superset(&truth), "seed {seed}: {} to {}: told {told:?}, but {truth:?} differ\n{story:#?}", from.0, all[to].0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn listings_show_nothing_half_done() {
+    let plugin = Plugin::install();
+    let sr = plugin.sr("sr");
+    let make = |name: &str| {
+        let key = plugin.create(&sr, name, MIB);
+        write(&sr, &key, 0, 100, 1);
+        key
+    };
+    let [one, two, three] = ["one", "two", "three"].map(make);
+    let point = plugin.new_volume(&sr, "snapshot", &two);
+    let fixed: Vec<&String> = vec![&one, &two, &three, &point];
+    let end = AtomicBool::new(false);
+    let (plugin, sr, end) = (&plugin, &sr, &end);
+    let (one, two, three, point) = (&one, &two, &three, &point);
+    let wrong = std::thread::scope(|scope| {
+        let fixed = &fixed;
+        let lists = scope.spawn(move || {
+            let mut wrong = BTreeSet::new();
+            while !end.load(Ordering::Relaxed) {
+                let listed = plugin.call("SR.ls", &json!({ "sr": sr.id }));
+                let listed = listed.as_array().unwrap();
+                let keys: Vec<&str> = listed.iter().map(|it| it["key"].as_str().unwrap()).collect();
+                for key in fixed {
+                    let count = keys.iter().filter(|it| *it == key).count();
+                    if count != 1 {
+                        wrong.insert(format!("{key} is listed {count} times"));
+                    }
+                }
+                for it in listed {
+                    if !["one", "two", "three"].contains(&it["name"].as_str().unwrap()) {
+                        wrong.insert(format!("a stranger is listed: {it}"));
+                    }
+                }
+            }
+            wrong
+        });
+        let works = [
+            scope.spawn(move || {
+                for tag in 0..60 {
+                    write(sr, one, tag, 3, 2 + tag as u16);
+                    let key = plugin.new_volume(sr, "snapshot", one);
+                    plugin.volume(sr, "destroy", &key, &json!({}));
+                }
+            }),
+            scope.spawn(move || {
+                for tag in 0..60 {
+                    write(sr, two, tag, 3, 2 + tag as u16);
+                    plugin.volume(sr, "revert", two, &json!({ "snapshot": point }));
+                }
+            }),
+            scope.spawn(move || {
+                for tag in 0..40 {
+                    let path = sr.folder.join(format!("tool{tag}.vhd"));
+                    let mut tool = Command::new(program("vhd-tool"));
+                    assert!(tool.args(["--quiet", "snapshot"]).arg(image(sr, three)).arg(&path).status().unwrap().success());
+                    fs::write(sr.folder.join(format!("tool{tag}.vhd.json")), r#"{"name":"three"}"#).unwrap();
+                }
+            }),
+            scope.spawn(move || {
+                for _ in 0..40 {
+                    let _ = testkit::worker::collect(&sr.folder);
+                }
+            }),
+        ];
+        for work in works {
+            work.join().unwrap();
+        }
+        end.store(true, Ordering::Relaxed);
+        lists.join().unwrap()
+    });
+    // The tool's snapshots are named after they have come.
+    let wrong: Vec<&String> = wrong.iter().filter(|it| !it.contains("tool")).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
