@@ -411,3 +411,88 @@ fn listings_show_nothing_half_done() {
     let wrong: Vec<&String> = wrong.iter().filter(|it| !it.contains("tool")).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
+
+#[test]
+fn a_composition_that_is_refused_loses_no_snapshot() {
+    let (plugin, sr, volume, first) = scene();
+    plugin.volume(&sr, "data_destroy", &first, &json!({}));
+    plugin.volume(&sr, "stat", &first, &json!({}));
+    let small = plugin.create(&sr, "small", MIB);
+    plugin.try_call("Volume.compose", &arguments(&sr, &small, &json!({ "key2": first }))).unwrap_err();
+    assert!(plugin.keys(&sr).contains(&first));
+    check_told(&plugin, &sr, &volume, &volume);
+}
+
+#[test]
+fn a_composition_that_is_finished_late_is_finished_whole() {
+    let mut wrong = Vec::new();
+    for call in CHANGING {
+        for number in 1..60 {
+            let plugin = Plugin::install();
+            let sr = plugin.sr("sr");
+            let (child, parent) = (plugin.create(&sr, "child", MIB), plugin.create(&sr, "parent", MIB));
+            write(&sr, &parent, 0, 10, 1);
+            let mut command = Command::new(plugin.executable("Volume.compose"));
+            command.args(["test", &sr.id, &child, &parent]);
+            if !kill_at(&command, call, number).hit {
+                break;
+            }
+            for used in [&child, &parent] {
+                let Ok(held) = Volume::open(&image(&sr, used), &ChainOptions::default()) else { continue };
+                let other = json!({ "sr": sr.id, "name": "n", "description": "", "size": MIB, "sharable": false });
+                if let Err(error) = plugin.try_call("Volume.create", &other) {
+                    wrong.push(format!("{call} {number}: {error:?}"));
+                }
+                held.close().unwrap();
+            }
+            plugin.call("SR.set_name", &json!({ "sr": sr.id, "new_name": "sr" }));
+            let is_listed = plugin.keys(&sr).contains(&parent);
+            if is_listed != sr.folder.join(format!("{parent}.vhd.json")).exists() {
+                wrong.push(format!("{call} {number}: listed: {is_listed}, and what is known of it not"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn killed_calls_leave_no_files_behind() {
+    let (plugin, sr, volume, _) = scene();
+    let mut command = Command::new(plugin.executable("Volume.set_name"));
+    command.args(["test", &sr.id, &volume, "other"]);
+    assert!(kill_at(&command, "rename", 1).hit);
+    plugin.volume(&sr, "set_name", &volume, &json!({ "new_name": "third" }));
+    collect(&sr);
+    let left: Vec<String> = fs::read_dir(&sr.folder)
+        .unwrap()
+        .map(|it| it.unwrap().file_name().into_string().unwrap())
+        .filter(|it| it.ends_with(".new"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// The listing does not know yet that the volume goes, and no longer what was known of it.
+#[test]
+fn what_is_being_destroyed_is_not_listed_under_another_name() {
+    let plugin = Plugin::install();
+    let sr = plugin.sr("sr");
+    let volumes: Vec<String> = (0..100).map(|_| plugin.create(&sr, "volume", MIB)).collect();
+    let end = AtomicBool::new(false);
+    let strangers = std::thread::scope(|scope| {
+        let lists = scope.spawn(|| {
+            let mut strangers = Vec::new();
+            while !end.load(Ordering::Relaxed) {
+                let listed = plugin.call("SR.ls", &json!({ "sr": sr.id }));
+                let odd = listed.as_array().unwrap().iter().filter(|it| it["name"] != "volume");
+                strangers.extend(odd.map(ToString::to_string));
+            }
+            strangers
+        });
+        for key in &volumes {
+            plugin.volume(&sr, "destroy", key, &json!({}));
+        }
+        end.store(true, Ordering::Relaxed);
+        lists.join().unwrap()
+    });
+    assert!(strangers.is_empty(), "{strangers:#?}");
+}
