@@ -8,4 +8,5 @@ mod disks;
 mod interrupted;
 mod life;
 mod plugin;
+mod review;
 mod together;
