@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use vhd_core::{
-    DamagedFile, FileError, FolderError, Image, MetadataError, OpenError, ReadWrite, StorageError, folder_of,
-    sync_folder,
+    DamagedFile, FileError, FolderError, Image, Lock, MetadataError, OpenError, ReadOnly, ReadWrite, StorageError,
+    folder_of, sync_folder,
 };
 
 use crate::journal::Journal;
@@ -109,9 +109,10 @@ impl Repository {
     /// Does the rest for a process that died.
     pub(crate) fn finish_delete(&self, id: &FileId, structure: &StructureLock) -> Result<(), DeleteError> {
         let path = self.absolute(&id.path);
-        if id.is_at(&path)? {
+        let is_hidden = || Ok::<_, OpenError>(Image::<ReadOnly>::open(&path, Lock::None)?.footer().hidden());
+        // One that is visible was never hidden, or has been brought back since, and may hold what is new.
+        if id.is_at(&path)? && is_hidden()? {
             let image = Image::open_writable(&path)?;
-            // One that is visible was never hidden, or has been brought back since, and may hold what is new.
             if image.footer().hidden() {
                 self.hide_and_remove(image, structure)?;
             }

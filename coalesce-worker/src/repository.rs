@@ -169,6 +169,15 @@ impl Repository {
         Ok(merges.collect())
     }
 
+    /// Tells whether a merge that has not ended takes data out of an image: what it held may be in one beneath it already.
+    ///
+    /// # Errors
+    /// Journals that cannot be read.
+    pub fn is_merged_from(&self, image: &Path) -> Result<bool, FileError> {
+        let image = self.relative(image);
+        Ok(self.interrupted()?.iter().any(|merge| merge.sources.iter().any(|source| source.path == image)))
+    }
+
     fn journaled(&self) -> Result<Vec<Record>, FileError> {
         let mut records = Vec::new();
         for path in Journal::list(&self.state())? {

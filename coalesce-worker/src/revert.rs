@@ -74,6 +74,17 @@ impl Repository {
     /// One rename decides: the volume has all of its old content or all of the snapshot's. A process that dies before may
     /// leave the snapshot with a new base, as after a snapshot of it; whoever opens the repository next removes the rest.
     pub fn revert(&self, volume: &Path, snapshot: &Path) -> Result<Snapshotted, RevertError> {
+        self.revert_as(volume, snapshot, Uuid::new_v4())
+    }
+
+    /// As [`revert`](Self::revert), and tells beforehand who the volume's new image is going to be.
+    ///
+    /// # Errors
+    /// As [`revert`](Self::revert).
+    ///
+    /// # Crash safety
+    /// As [`revert`](Self::revert).
+    pub fn revert_as(&self, volume: &Path, snapshot: &Path, unique_id: Uuid) -> Result<Snapshotted, RevertError> {
         let own = |path: &Path| {
             let other_folder = || RevertError::OtherFolder { path: path.into(), folder: self.folder().into() };
             self.own_file(path)?.ok_or_else(other_folder)
@@ -96,7 +107,7 @@ impl Repository {
             prepared: self.relative(&prepared),
         };
         let journal = Journal::begin(&self.state(), &intent)?;
-        let twin = Twin { path: &prepared, limit: u32::MAX, look_for_children: false };
+        let twin = Twin { path: &prepared, unique_id, limit: u32::MAX, look_for_children: false };
         let result = self
             .add_twin(image, &twin, &structure)
             .map_err(RevertError::from)

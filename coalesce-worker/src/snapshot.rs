@@ -39,6 +39,8 @@ pub enum Snapshotted {
 pub(crate) struct Twin<'a> {
     /// Where it goes: in the repository's folder, or to wait in its state folder.
     pub(crate) path: &'a Path,
+    /// Who it is to be.
+    pub(crate) unique_id: Uuid,
     /// How many images the volume's chain may have.
     pub(crate) limit: u32,
     /// Whether to look at all files for children of the volume, and to refuse one that has any.
@@ -125,7 +127,10 @@ impl Repository {
     /// The volume reads the same throughout. The snapshot is there whole or not at all once the repository has been
     /// opened again.
     pub fn snapshot(&self, volume: &Path, snapshot: &Path) -> Result<Snapshotted, SnapshotError> {
-        self.snapshot_of(volume, &Twin { path: snapshot, limit: u32::MAX, look_for_children: true })
+        self.snapshot_of(
+            volume,
+            &Twin { path: snapshot, unique_id: Uuid::new_v4(), limit: u32::MAX, look_for_children: true },
+        )
     }
 
     /// As [`snapshot`](Self::snapshot), and refuses to give the volume a chain of more than `limit` images, itself counted.
@@ -141,7 +146,7 @@ impl Repository {
     /// # Crash safety
     /// As [`snapshot`](Self::snapshot).
     pub fn snapshot_within(&self, volume: &Path, snapshot: &Path, limit: u32) -> Result<Snapshotted, SnapshotError> {
-        self.snapshot_of(volume, &Twin { path: snapshot, limit, look_for_children: false })
+        self.snapshot_of(volume, &Twin { path: snapshot, unique_id: Uuid::new_v4(), limit, look_for_children: false })
     }
 
     fn snapshot_of(&self, volume: &Path, twin: &Twin<'_>) -> Result<Snapshotted, SnapshotError> {
@@ -178,7 +183,8 @@ impl Repository {
             && let Some(_held) = hold_parent(&parent)?
         {
             let unique_id = image.header().expect("it has a parent").parent_unique_id();
-            let new = NewImage::child_of(&image, ParentLink::new(self.folder(), &parent, unique_id)?);
+            let mut new = NewImage::child_of(&image, ParentLink::new(self.folder(), &parent, unique_id)?);
+            new.unique_id = twin.unique_id;
             create_file(twin.path, &new, Existing::Keep)?;
             return Ok(Snapshotted::SharedParent(parent));
         }
@@ -212,7 +218,8 @@ impl Repository {
     ) -> Result<Snapshotted, SnapshotError> {
         let base_name = PathBuf::from(format!("{}.vhd", Uuid::new_v4()));
         let link = ParentLink::to_named(&base_name, image.footer().unique_id(), Timestamp::now())?;
-        let (new_volume, new_snapshot) = (NewImage::child_of(image, link.clone()), NewImage::child_of(image, link));
+        let (new_volume, mut new_snapshot) = (NewImage::child_of(image, link.clone()), NewImage::child_of(image, link));
+        new_snapshot.unique_id = twin.unique_id;
         let intent = SnapshotIntent {
             volume: self.relative(volume),
             snapshot: self.relative(twin.path),

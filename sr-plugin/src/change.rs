@@ -6,13 +6,18 @@
 use std::fs::File;
 use std::path::PathBuf;
 
+use coalesce_worker::{Recovered, Unfinished, WaitReason};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::failure::Failure;
-use crate::metadata::DataDestroyed;
+use crate::failure::{Failure, Number};
+use crate::log::{self, Severity};
+use crate::metadata::Metadata;
 use crate::sr::Sr;
 use crate::store;
+
+/// Bytes kept back for what is written when something is destroyed in a file system that is full.
+const RESERVE: usize = 64 << 10;
 
 /// A repository that only this call changes.
 #[derive(Debug)]
@@ -20,6 +25,8 @@ pub struct Locked<'a> {
     sr: &'a Sr,
     #[expect(dead_code, reason = "held, not used")]
     lock: File,
+    /// What calls that were killed have left, and cannot be finished now.
+    unfinished: Vec<Intent>,
 }
 
 /// What a call is about to do.
@@ -39,8 +46,6 @@ pub enum Intent {
         twin: String,
         /// Who the volume's image was.
         image: Uuid,
-        /// Changes of the volume are tracked, and a snapshot is taken.
-        tracked: bool,
     },
     /// A volume goes.
     Destroy {
@@ -52,12 +57,10 @@ pub enum Intent {
         /// The volume.
         key: String,
     },
-    /// A volume's data goes, and what has changed stays known.
+    /// A volume's data goes, and what has changed stays known: its metadata says so already.
     DestroyData {
         /// The volume.
         key: String,
-        /// The size of its disk.
-        virtual_size: u64,
     },
     /// A volume gets the content of a snapshot.
     Revert {
@@ -67,25 +70,54 @@ pub enum Intent {
         snapshot: String,
         /// Who the volume's image was.
         image: Uuid,
+        /// Who it is going to be.
+        new_image: Uuid,
     },
     /// A volume becomes the child of another, which is no volume any more.
     Compose {
+        /// The volume.
+        child: String,
         /// The other.
         parent: String,
     },
 }
 
+impl Intent {
+    /// The volumes that it is about.
+    fn keys(&self) -> Vec<&String> {
+        match self {
+            Self::Create { key } | Self::Resize { key } | Self::Destroy { key } | Self::DestroyData { key } => {
+                vec![key]
+            }
+            Self::Snapshot { key, twin, .. } => vec![key, twin],
+            Self::Revert { key, snapshot, .. } => vec![key, snapshot],
+            Self::Compose { child, parent } => vec![child, parent],
+        }
+    }
+}
+
 impl<'a> Locked<'a> {
-    /// Takes over from a call that was killed.
+    /// Takes over from calls that were killed. What cannot be finished now hinders nobody but those who want the same volumes.
     ///
     /// # Errors
     /// What the system answers.
     pub fn new(sr: &'a Sr, lock: File) -> Result<Self, Failure> {
-        let locked = Self { sr, lock };
-        match store::read::<Intent>(&locked.intent_path())? {
-            Some(intent) => locked.finish(&intent)?,
-            // What a call has left that failed, and could not take it back then.
-            None => drop(sr.repository()?),
+        let mut locked = Self { sr, lock, unfinished: Vec::new() };
+        if !locked.reserve_path().exists() {
+            // Where there is no room for it now, a later call makes it.
+            let _ = store::write_bytes(&locked.reserve_path(), &[b'-'; RESERVE]);
+        }
+        let left: Vec<Intent> = store::read(&locked.intent_path())?.unwrap_or_default();
+        // Also what calls have left that failed, and could not take it back then.
+        let recovered = sr.recover()?;
+        for intent in &left {
+            if let Err(failure) = locked.finish(intent, &recovered) {
+                log::line(Severity::Error, &format!("{intent:?}: cannot be finished yet: {failure}"));
+                locked.unfinished.push(intent.clone());
+            }
+        }
+        if locked.unfinished.len() < left.len() {
+            locked.end()?;
         }
         Ok(locked)
     }
@@ -116,26 +148,50 @@ impl<'a> Locked<'a> {
             }
             Err(failure) => {
                 // Where that does not help now, the next call does it. The first error is the one to tell.
-                let _ = self.finish(intent);
+                let finished = self.sr.recover().and_then(|recovered| self.finish(intent, &recovered));
+                let _ = finished.and_then(|()| self.end());
                 Err(failure)
             }
         }
     }
 
-    /// Finishes or takes back what a call has left.
-    fn finish(&self, intent: &Intent) -> Result<(), Failure> {
-        // The image must be what it is going to be.
-        self.sr.recovered()?;
-        self.settle(intent)?;
-        self.end()
+    /// Finishes or takes back what a call has left, once the images are what they are going to be.
+    fn finish(&self, intent: &Intent, recovered: &Recovered) -> Result<(), Failure> {
+        let paths: Vec<PathBuf> = intent.keys().into_iter().flat_map(|key| self.sr.image_path(key)).collect();
+        let is_compose = matches!(intent, Intent::Compose { .. });
+        // Merges go on by themselves, and change nothing that shows.
+        let is_merge = |it: &Unfinished| matches!(it.reason, WaitReason::Merge(_) | WaitReason::InUse) && !is_compose;
+        match recovered.waiting.iter().find(|it| paths.contains(&it.path) && !is_merge(it)) {
+            Some(unfinished) => Err(Failure::of(&unfinished.reason)),
+            None => self.settle(intent),
+        }
     }
 
     /// Writes down what is about to be done.
     ///
     /// # Errors
-    /// What the system answers.
+    /// What the system answers. A volume of which an earlier change cannot be finished yet.
     pub fn begin(&self, intent: &Intent) -> Result<(), Failure> {
-        store::write(&self.intent_path(), intent)
+        let keys = intent.keys();
+        let waits = |earlier: &Intent| earlier.keys().into_iter().find(|key| keys.contains(key)).cloned();
+        if let Some(key) = self.unfinished.iter().find_map(waits) {
+            let detail =
+                format!("{key}: an earlier call that was killed cannot be finished yet; close whatever uses it");
+            return Err(Failure::numbered(Number::VolumeInUse, detail));
+        }
+        let all: Vec<&Intent> = self.unfinished.iter().chain([intent]).collect();
+        match store::write(&self.intent_path(), &all) {
+            // What makes room must not fail for want of it.
+            Err(failure) if failure.is_no_space() && matches!(intent, Intent::Destroy { .. }) => {
+                store::remove(&self.reserve_path())?;
+                store::write(&self.intent_path(), &all)
+            }
+            written => written,
+        }
+    }
+
+    fn reserve_path(&self) -> PathBuf {
+        self.sr.folder().join(".sr.reserve")
     }
 
     /// What was written down is done.
@@ -143,7 +199,10 @@ impl<'a> Locked<'a> {
     /// # Errors
     /// What the system answers; the next call then finishes it once more, which changes nothing.
     pub fn end(&self) -> Result<(), Failure> {
-        store::remove(&self.intent_path())
+        match self.unfinished.as_slice() {
+            [] => store::remove(&self.intent_path()),
+            unfinished => store::write(&self.intent_path(), &unfinished),
+        }
     }
 
     /// Does what follows from the image as it is. Can be done again.
@@ -151,40 +210,39 @@ impl<'a> Locked<'a> {
         let sr = self.sr;
         match intent {
             Intent::Create { key } => {
-                if sr.image(key)?.is_none() {
+                if !sr.has_image(key)? {
                     sr.remove_metadata(key)?;
                 }
                 Ok(())
             }
-            Intent::Snapshot { key, twin, image, tracked } => match sr.image(twin)? {
-                None => sr.remove_metadata(twin),
-                Some(_) if *tracked => self.freeze_changes(key, twin, *image),
-                Some(_) => Ok(()),
-            },
+            Intent::Snapshot { key, twin, image } => {
+                if sr.has_image(twin)? {
+                    self.freeze_changes(key, twin, *image)
+                } else {
+                    sr.remove_metadata(twin)
+                }
+            }
             Intent::Resize { .. } => Ok(()),
             Intent::Destroy { key } => {
-                if sr.image(key)?.is_none() {
+                if !sr.has_image(key)? {
                     self.forget(key)?;
                 }
                 Ok(())
             }
-            Intent::DestroyData { key, virtual_size } => {
-                if sr.image(key)?.is_none()
-                    && let Some(mut metadata) = sr.metadata(key)?
-                {
-                    metadata.data_destroyed = Some(DataDestroyed { virtual_size: *virtual_size });
-                    sr.set_metadata(key, &metadata)?;
+            Intent::DestroyData { key } => match sr.metadata(key)? {
+                Some(metadata) if metadata.data_destroyed.is_some() && sr.has_image(key)? => {
+                    sr.set_metadata(key, &Metadata { data_destroyed: None, ..metadata })
                 }
-                Ok(())
-            }
-            Intent::Revert { key, snapshot, image } => {
-                if sr.image(key)?.is_some_and(|now| now.footer().unique_id() != *image) {
-                    self.restart_changes(key, snapshot)?;
-                }
-                Ok(())
-            }
-            Intent::Compose { parent } => {
-                if sr.image(parent)?.is_none() {
+                _ => Ok(()),
+            },
+            Intent::Revert { key, snapshot, image, new_image } => match sr.image(key) {
+                Ok(Some(now)) if now.footer().unique_id() == *new_image => self.restart_changes(key, Some(snapshot)),
+                // It has been merged since, and nobody knows whether before or after it was reverted.
+                Ok(Some(now)) if now.footer().unique_id() != *image => self.restart_changes(key, None),
+                _ => Ok(()),
+            },
+            Intent::Compose { parent, .. } => {
+                if !sr.has_image(parent)? {
                     self.forget(parent)?;
                 }
                 Ok(())

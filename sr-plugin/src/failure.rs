@@ -116,6 +116,11 @@ impl Failure {
         Self::numbered(number, format!("{}{hint}", text.join(": ")))
     }
 
+    /// Tells whether the file system was full.
+    pub fn is_no_space(&self) -> bool {
+        self.code == format!("SR_BACKEND_FAILURE_{}", Number::NoSpace.known().0)
+    }
+
     /// What goes to standard output in the JSON form. All members are mandatory there.
     pub fn to_json(&self) -> Value {
         json!({

@@ -108,7 +108,7 @@ impl Host {
     pub fn attach(&self, sr: Uuid, attached: &Attached) -> Result<(), Failure> {
         let records = self.records();
         fs::create_dir_all(&records).map_err(Failure::io(&records, "make the folder"))?;
-        store::write(&self.record(sr), attached)
+        store::write_beside_others(&self.record(sr), attached)
     }
 
     /// Forgets a repository.

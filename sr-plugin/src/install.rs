@@ -67,7 +67,7 @@ fn fill(folder: &Path, settings: &Settings) -> Result<(), Failure> {
     for method in methods() {
         symlink(BINARY, folder.join(method.name)).map_err(failed)?;
     }
-    store::write(&folder.join(SETTINGS), settings)
+    store::write_beside_others(&folder.join(SETTINGS), settings)
 }
 
 /// Tells whether a program that is installed has been installed from an installation.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use uuid::Uuid;
 
 use crate::failure::Failure;
 use crate::sr::Sr;
@@ -49,6 +50,10 @@ pub struct Tracking {
     /// The snapshot since which changes are known; `None` where there is none yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous: Option<String>,
+    /// The image that holds what a volume has changed since. Another one tells that somebody else has taken a snapshot of
+    /// it, or merged it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<Uuid>,
 }
 
 /// What the image would tell.

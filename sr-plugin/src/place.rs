@@ -95,6 +95,27 @@ impl Place {
     /// # Errors
     /// A folder that is not there; a device that cannot be mounted.
     pub(crate) fn open(&self, host: &Host, sr: Uuid) -> Result<Open, Failure> {
+        self.open_with(host, sr, "rw")
+    }
+
+    /// As [`open`](Self::open), only to look: a device is mounted so that nothing on it changes, for another host may have
+    /// it mounted, too.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn open_to_look(&self, host: &Host) -> Result<Open, Failure> {
+        let options = match self {
+            Self::Folder(_) => "ro",
+            Self::Device(device) => match type_on(device)?.as_deref() {
+                Some("ext3" | "ext4") => "ro,noload",
+                Some("xfs") => "ro,norecovery",
+                _ => "ro",
+            },
+        };
+        self.open_with(host, Uuid::new_v4(), options)
+    }
+
+    fn open_with(&self, host: &Host, sr: Uuid, options: &str) -> Result<Open, Failure> {
         match self {
             Self::Folder(folder) => match folder.canonicalize() {
                 Ok(folder) if folder.is_dir() => Ok(Open { folder, mounted: None, ours: false }),
@@ -105,7 +126,10 @@ impl Place {
                 fs::create_dir_all(&folder).map_err(Failure::io(&folder, "make the folder to mount at"))?;
                 let folder = folder.canonicalize().map_err(Failure::io(&folder, "find it"))?;
                 let ours = !is_mounted(&folder)?;
-                if ours && let Err(failure) = run(Command::new("mount").arg("--").arg(device).arg(&folder)) {
+                if ours
+                    && let Err(failure) =
+                        run(Command::new("mount").args(["-o", options, "--"]).arg(device).arg(&folder))
+                {
                     let _ = fs::remove_dir(&folder);
                     return Err(failure);
                 }
@@ -120,7 +144,7 @@ impl Place {
     /// # Errors
     /// A place that cannot be reached.
     pub(crate) fn find_uuid(&self, host: &Host) -> Result<Uuid, Failure> {
-        let open = self.open(host, Uuid::new_v4())?;
+        let open = self.open_to_look(host)?;
         let found = uuid_of(open.folder(), self);
         open.close()?;
         found

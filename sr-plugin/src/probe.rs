@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use uuid::Uuid;
-
 use crate::failure::Failure;
 use crate::host::Host;
 use crate::interface::sr::stat_of;
@@ -31,7 +29,7 @@ pub(crate) fn probe(host: &Host, configuration: &Configuration) -> Result<Vec<Pr
     if let Place::Device(_) = &place {
         return Ok(vec![empty(configuration, "nothing is on the device")]);
     }
-    let Ok(open) = place.open(host, Uuid::new_v4()) else { return Ok(Vec::new()) };
+    let Ok(open) = place.open_to_look(host) else { return Ok(Vec::new()) };
     in_folder(&place, open.folder(), configuration)
 }
 
@@ -47,7 +45,7 @@ fn at_device(
     if let Some(sr) = attached.iter().find(|sr| same(sr.configuration())) {
         return in_folder(place, sr.folder(), configuration);
     }
-    let Ok(open) = place.open(host, Uuid::new_v4()) else {
+    let Ok(open) = place.open_to_look(host) else {
         return Ok(vec![empty(configuration, &format!("{file_system}, which cannot be mounted"))]);
     };
     let found = in_folder(place, open.folder(), configuration);

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use coalesce_worker::{Repository, WaitReason};
+use coalesce_worker::{Recovered, Repository};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -15,7 +15,7 @@ use uuid::Uuid;
 use vhd_core::{ChainOptions, Files, Folder, Image, Lock, OpenError, ReadOnly};
 
 use crate::change::Locked;
-use crate::failure::Failure;
+use crate::failure::{Failure, Number};
 use crate::host::Attached;
 use crate::metadata::{Metadata, is_key};
 use crate::store;
@@ -67,7 +67,7 @@ impl SrRecord {
     /// # Errors
     /// What the system answers.
     pub(crate) fn write(&self, folder: &Path) -> Result<(), Failure> {
-        store::write(&Self::path(folder), self)
+        store::write_beside_others(&Self::path(folder), self)
     }
 
     /// Removes it.
@@ -134,19 +134,12 @@ impl Sr {
         Ok(Repository::open(self.folder(), ChainOptions::default())?.0)
     }
 
-    /// As [`repository`](Self::repository), where nothing that was begun on a volume is left to be finished.
+    /// As [`repository`](Self::repository); tells what could not be finished.
     ///
     /// # Errors
-    /// A volume of which something is, as somebody uses it.
-    pub fn recovered(&self) -> Result<(), Failure> {
-        let (_, recovered) = Repository::open(self.folder(), ChainOptions::default())?;
-        // Merges go on by themselves, and change nothing that shows.
-        let unfinished =
-            recovered.waiting.iter().find(|it| !matches!(it.reason, WaitReason::Merge(_) | WaitReason::InUse));
-        match unfinished {
-            Some(unfinished) => Err(Failure::of(&unfinished.reason)),
-            None => Ok(()),
-        }
+    /// A folder that cannot be opened.
+    pub fn recover(&self) -> Result<Recovered, Failure> {
+        Ok(Repository::open(self.folder(), ChainOptions::default())?.1)
     }
 
     /// Waits for other calls that change something here, keeps them away, and finishes what one that was killed has left.
@@ -165,13 +158,20 @@ impl Sr {
     /// known stays.
     ///
     /// # Errors
-    /// What the system answers.
+    /// A repository that still has volumes, or damaged images; what the system answers.
     ///
     /// # Crash safety
     /// The record goes last; until then it can be done again.
     pub fn remove_all(&self) -> Result<(), Failure> {
         let locked = self.lock()?;
         let folder = Folder::scan(self.folder(), Files::Images)?;
+        // Also one that nothing is known of may be somebody's, or be mended.
+        let volumes = folder.nodes().filter(|(_, node)| !node.hidden).count() + folder.damaged().len();
+        let volumes = volumes.max(self.volumes()?.len());
+        if volumes > 0 {
+            let detail = format!("{volumes} volumes are left in {}; destroy them first", self.folder().display());
+            return Err(Failure::numbered(Number::SrNotEmpty, detail));
+        }
         for (_, node) in folder.nodes().filter(|(_, node)| node.hidden) {
             store::remove(&node.path)?;
         }
@@ -184,7 +184,9 @@ impl Sr {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             removed => removed.map_err(Failure::io(&state, "remove it"))?,
         }
-        store::remove(&self.folder().join(".sr.lock"))?;
+        for name in [".sr.reserve", ".sr.new", ".sr.lock"] {
+            store::remove(&self.folder().join(name))?;
+        }
         SrRecord::remove(self.folder())
     }
 
@@ -208,6 +210,15 @@ impl Sr {
             Err(OpenError::Storage(error)) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
             image => Ok(Some(image?).filter(|image| !image.footer().hidden())),
         }
+    }
+
+    /// Tells whether a volume has an image, however damaged.
+    ///
+    /// # Errors
+    /// A key that no volume can have.
+    pub fn has_image(&self, key: &str) -> Result<bool, Failure> {
+        let path = self.image_path(key)?;
+        Ok(self.image(key).map_or_else(|_| path.exists(), |image| image.is_some()))
     }
 
     /// What is known of a volume that there is.
@@ -266,7 +277,12 @@ impl Sr {
         let mut with_image = HashSet::new();
         for (_, node) in folder.nodes().filter(|(_, node)| !node.hidden && node.disk_type.is_some()) {
             let Some(key) = key_of(&node.path) else { continue };
-            let metadata = self.metadata(&key).ok().flatten().unwrap_or_else(|| Metadata::of_foreign(&key));
+            let known = self.metadata(&key).ok().flatten().filter(|metadata| !metadata.gone);
+            // Of one that has been destroyed since the look nothing is known any more.
+            if known.is_none() && matches!(self.image(&key), Ok(None)) {
+                continue;
+            }
+            let metadata = known.unwrap_or_else(|| Metadata::of_foreign(&key));
             volumes.push(self.described(&key, metadata, Sizes { disk: node.size.0, file: node.own_size.0 }));
             with_image.insert(key);
         }

@@ -3,13 +3,15 @@
 //! What a volume has changed since its last snapshot is what its own image holds. When the next snapshot freezes that
 //! image, which blocks those are is stored with the snapshot, `KEY.vhd.cbt`: a bit for each 64 KiB. So the changes between
 //! any two snapshots of a volume are the union of what is stored with those in between, whatever merges and deletions do
-//! to the images. Every step errs to the side of too many blocks.
+//! to the images. Every step errs to the side of too many blocks: of a volume that has another image than it was left with,
+//! or that a merge takes blocks out of, all counts that its whole chain holds.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use coalesce_worker::Repository;
 use uuid::Uuid;
 use vhd_core::{Chain, ChainOptions, Extents, Image, Layer, ReadOnly, SECTOR_SIZE, Sector, SectorRange, Source};
 
@@ -68,6 +70,19 @@ impl Blocks {
         part.0
     }
 
+    /// Finds the blocks of which one of these layers holds something, the topmost first: what a merge moves meanwhile is
+    /// found where it was, or where it goes.
+    fn held_by_layers<'l>(layers: impl IntoIterator<Item = &'l Layer>) -> Result<Self, Failure> {
+        let mut held = Self::default();
+        for layer in layers {
+            match layer.as_vhd() {
+                Some(image) => held.add_all(&Self::held_by(image)?),
+                None => held.add(SectorRange::new(Sector(0), layer.sectors())),
+            }
+        }
+        Ok(held)
+    }
+
     /// Finds the blocks of which an image itself holds something.
     fn held_by(image: &Image<ReadOnly>) -> Result<Self, Failure> {
         let mut held = Self::default();
@@ -111,11 +126,28 @@ impl Sr {
     /// What was written between the snapshot before this one and this one; or since the last one, to a volume.
     fn own_changes(&self, key: &str) -> Result<Blocks, Failure> {
         let mut blocks = self.stored_changes(key)?;
-        let is_snapshot = self.metadata(key)?.is_some_and(|metadata| metadata.read_only);
-        if !is_snapshot && let Some(image) = self.image(key)? {
-            blocks.add_all(&Blocks::held_by(&image)?);
+        let metadata = self.metadata(key)?.unwrap_or_default();
+        if !metadata.read_only && self.image(key)?.is_some() {
+            let tracking = metadata.tracking.unwrap_or_default();
+            let chain = Chain::open(&self.image_path(key)?, &ChainOptions::default())?;
+            let layers = if self.holds_own_changes(&chain, &tracking)? { 1 } else { chain.layers().len() };
+            blocks.add_all(&Blocks::held_by_layers(&chain.layers()[..layers])?);
         }
         Ok(blocks)
+    }
+
+    /// Tells whether a volume's own image holds all that it has changed.
+    fn holds_own_changes(&self, chain: &Chain, tracking: &Tracking) -> Result<bool, Failure> {
+        let image = chain.top().as_vhd().map(|image| image.footer().unique_id());
+        if image.is_none() || tracking.image != image {
+            return Ok(false);
+        }
+        let repository = Repository::look_at(self.folder(), ChainOptions::default())?;
+        Ok(!repository.is_merged_from(&repository.folder().join(chain.top().path().file_name().unwrap_or_default()))?)
+    }
+
+    fn image_id(&self, key: &str) -> Result<Option<Uuid>, Failure> {
+        Ok(self.image(key)?.map(|image| image.footer().unique_id()))
     }
 
     /// A snapshot or volume, and the snapshots before it, newest first.
@@ -153,25 +185,53 @@ impl Sr {
 }
 
 impl Locked<'_> {
-    /// Stores with a new snapshot what the image holds that it has frozen; from now on the volume's changes are those since.
-    pub(crate) fn freeze_changes(&self, key: &str, twin: &str, image: Uuid) -> Result<(), Failure> {
+    /// Stores what a volume has changed where its own image does not hold all of it: before that gets out of sight.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub(crate) fn gather_changes(&self, key: &str) -> Result<(), Failure> {
         let sr = self.sr();
-        let Some(mut metadata) = sr.metadata(key)? else { return Ok(()) };
+        let Some(mut metadata) = sr.metadata(key)?.filter(|metadata| !metadata.read_only) else { return Ok(()) };
         let Some(tracking) = &mut metadata.tracking else { return Ok(()) };
-        if tracking.previous.as_deref() != Some(twin) {
+        let chain = Chain::open(&sr.image_path(key)?, &ChainOptions::default())?;
+        if !sr.holds_own_changes(&chain, tracking)? {
             let mut changes = sr.stored_changes(key)?;
-            // Where nothing had been written, the volume keeps its image, and the snapshot shares the parent of that.
-            if sr.image(key)?.is_none_or(|now| now.footer().unique_id() != image) {
-                let chain = Chain::open(&sr.image_path(twin)?, &ChainOptions::default())?;
-                // It may have been merged since, and then holds more.
-                if let Some(frozen) = chain.layers().get(1).and_then(Layer::as_vhd) {
-                    changes.add_all(&Blocks::held_by(frozen)?);
-                }
-            }
-            store::write_bytes(&sr.changes_path(twin), &changes.0)?;
-            tracking.previous = Some(twin.into());
+            changes.add_all(&Blocks::held_by_layers(chain.layers())?);
+            store::write_bytes(&sr.changes_path(key), &changes.0)?;
+            tracking.image = chain.top().as_vhd().map(|image| image.footer().unique_id());
             sr.set_metadata(key, &metadata)?;
         }
+        Ok(())
+    }
+
+    /// Stores what the image holds that a new snapshot or clone has frozen, `image`: with a tracked snapshot, since which the
+    /// volume's changes then count; or else with the volume.
+    pub(crate) fn freeze_changes(&self, key: &str, twin: &str, image: Uuid) -> Result<(), Failure> {
+        let sr = self.sr();
+        let Some(mut metadata) = sr.metadata(key)?.filter(|metadata| !metadata.read_only) else { return Ok(()) };
+        let Some(tracking) = &mut metadata.tracking else { return Ok(()) };
+        let now = sr.image_id(key)?;
+        // Where nothing had been written, the volume keeps its image, and the snapshot shares the parent of that.
+        let is_frozen = now != Some(image);
+        let of_twin = sr.metadata(twin)?.unwrap_or_default();
+        let is_snapshot = of_twin.read_only && of_twin.tracking.is_some();
+        if is_snapshot && tracking.previous.as_deref() == Some(twin) || !is_snapshot && !is_frozen {
+            return Ok(());
+        }
+        let mut changes = sr.stored_changes(key)?;
+        if is_frozen {
+            let chain = Chain::open(&sr.image_path(twin)?, &ChainOptions::default())?;
+            // The frozen image may have been merged since, down or up, and then there is more in its place.
+            changes.add_all(&Blocks::held_by_layers(chain.layers().iter().take(2))?);
+        }
+        tracking.image = now;
+        if !is_snapshot {
+            store::write_bytes(&sr.changes_path(key), &changes.0)?;
+            return sr.set_metadata(key, &metadata);
+        }
+        store::write_bytes(&sr.changes_path(twin), &changes.0)?;
+        tracking.previous = Some(twin.into());
+        sr.set_metadata(key, &metadata)?;
         store::remove(&sr.changes_path(key))
     }
 
@@ -222,13 +282,17 @@ impl Locked<'_> {
         Ok(())
     }
 
-    /// From now on the changes of a volume are those since a snapshot that it has just been reverted to.
-    pub(crate) fn restart_changes(&self, key: &str, snapshot: &str) -> Result<(), Failure> {
+    /// From now on the changes of a volume are those since `snapshot`, or nobody knows since when.
+    pub(crate) fn restart_changes(&self, key: &str, snapshot: Option<&str>) -> Result<(), Failure> {
         let sr = self.sr();
+        let image = sr.image_id(key)?;
         if let Some(mut metadata) = sr.metadata(key)?
             && let Some(tracking) = &mut metadata.tracking
         {
-            tracking.previous = sr.tracking(snapshot)?.map(|_| snapshot.to_owned());
+            let of_snapshot = snapshot.map(|snapshot| sr.metadata(snapshot)).transpose()?.flatten().unwrap_or_default();
+            // What is still written to is no point in time.
+            let counts = of_snapshot.read_only && of_snapshot.tracking.is_some();
+            *tracking = Tracking { previous: snapshot.filter(|_| counts).map(str::to_owned), image };
             sr.set_metadata(key, &metadata)?;
         }
         store::remove(&sr.changes_path(key))
@@ -243,7 +307,8 @@ impl Locked<'_> {
         if metadata.tracking.is_some() == enabled {
             return Ok(());
         }
-        metadata.tracking = enabled.then(Tracking::default);
+        let image = self.sr().image_id(key)?;
+        metadata.tracking = enabled.then_some(Tracking { previous: None, image });
         self.sr().set_metadata(key, &metadata)?;
         store::remove(&self.sr().changes_path(key))
     }

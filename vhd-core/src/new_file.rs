@@ -137,7 +137,10 @@ impl Unpublished {
                 dotted.push(format!(".{}.new", uuid::Uuid::new_v4().simple()));
                 let dotted = folder_of(path).join(dotted);
                 name(&file, &dotted)?;
-                fs::rename(dotted, path)
+                fs::rename(&dotted, path).inspect_err(|_| {
+                    // The first error is the one to tell.
+                    let _ = fs::remove_file(&dotted);
+                })
             }
             (Self::Named(file), Existing::Keep) => Ok(file.persist_noclobber(path).map(drop)?),
             (Self::Named(file), Existing::Replace) => Ok(file.persist(path).map(drop)?),

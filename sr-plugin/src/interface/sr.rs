@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::{CONFIGURATION, SR, text};
 use crate::failure::{Failure, Number};
 use crate::host::{Attached, Host};
+use crate::log::{self, Severity};
 use crate::method::{Method, answer};
 use crate::place::{self, Place};
 use crate::sr::{Sr, SrRecord};
@@ -206,13 +207,11 @@ fn detach(host: &Host, sr: &str) -> Result<(), Failure> {
 
 fn destroy(host: &Host, sr: &str) -> Result<(), Failure> {
     let sr = host.sr(sr)?;
-    let volumes = sr.volumes()?.len();
-    if volumes > 0 {
-        let detail = format!("{volumes} volumes are left in {}; destroy them first", sr.folder().display());
-        return Err(Failure::numbered(Number::SrNotEmpty, detail));
-    }
     worker::stop(host, &sr);
-    sr.remove_all()?;
+    if let Err(failure) = sr.remove_all() {
+        worker::start(host, &sr);
+        return Err(failure);
+    }
     detach(host, &sr.uuid().to_string())
 }
 
@@ -255,8 +254,11 @@ fn ls(sr: &Sr) -> Result<Vec<Volume>, Failure> {
         return Err(Failure::numbered(Number::SrUnavailable, detail));
     }
     let listed = sr.list()?;
-    if !listed.gone.is_empty() {
-        sr.lock()?.forget_gone(&listed.gone)?;
+    if !listed.gone.is_empty()
+        && let Err(failure) = sr.lock().and_then(|locked| locked.forget_gone(&listed.gone))
+    {
+        // They are kept apart for longer, which harms nobody.
+        log::line(Severity::Error, &format!("{}: {failure}", sr.folder().display()));
     }
     Ok(listed.volumes)
 }

@@ -186,6 +186,7 @@ fn a_full_file_system_is_told_and_harms_nothing() {
     let scene = Scene::of(Plugin::install(), full.path().to_path_buf(), &json!({}));
     let volume = scene.volume();
     scene.write(&volume, 0, 8, 1);
+    let doomed = scene.volume();
     let filling = full.path().join("filling");
     let _ = std::fs::write(&filling, vec![1; 4 << 20]);
     let before = scene.listed();
@@ -196,6 +197,8 @@ fn a_full_file_system_is_told_and_harms_nothing() {
     scene.refused_as(44, "Volume.snapshot", &scene.about(&volume, &json!({})));
     scene.refused_as(44, "Volume.set", &scene.about(&volume, &json!({ "k": "k", "v": "x".repeat(10_000) })));
     assert_eq!(scene.listed(), before);
+    scene.call("Volume.destroy", &doomed);
+    assert_eq!(scene.listed(), std::slice::from_ref(&volume), "what makes room does not need any");
     std::fs::remove_file(filling).unwrap();
     assert_eq!(scene.call("Volume.stat", &volume)["keys"], json!({}));
     assert_eq!(scene.read(&volume, 0), 1);

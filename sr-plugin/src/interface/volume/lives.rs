@@ -12,7 +12,7 @@ use super::{Named, Pair, done};
 use crate::change::Intent;
 use crate::failure::{Failure, Number};
 use crate::host::Host;
-use crate::metadata::{Metadata, is_key};
+use crate::metadata::{DataDestroyed, Metadata, is_key};
 use crate::sr::Sr;
 use crate::wire::Volume;
 
@@ -68,9 +68,9 @@ pub(super) fn snapshot(host: &Host, call: &Named, twin: Twin) -> Result<Volume, 
     let tracking = metadata.tracking.clone().filter(|_| twin == Twin::Snapshot);
     let new = Uuid::new_v4().to_string();
     let of_twin = Metadata { read_only: twin == Twin::Snapshot, tracking, ..metadata.for_twin() };
-    let intent =
-        Intent::Snapshot { key: call.key.clone(), twin: new.clone(), image, tracked: of_twin.tracking.is_some() };
+    let intent = Intent::Snapshot { key: call.key.clone(), twin: new.clone(), image };
     let (from, to) = (sr.image_path(&call.key)?, sr.image_path(&new)?);
+    locked.gather_changes(&call.key)?;
     locked.change(&intent, || {
         sr.set_metadata(&new, &of_twin)?;
         let taken = sr.repository()?.snapshot_within(&from, &to, sr.depth_limit());
@@ -119,13 +119,10 @@ pub(super) fn destroy(host: &Host, call: &Named) -> Result<(), Failure> {
     let sr = host.sr(&call.sr)?;
     let locked = sr.lock()?;
     // The clone that it runs on is forgotten by whoever made it. It goes first: a volume that is gone names none.
-    let mut keys = Vec::new();
-    let mut next = Some(call.key.clone());
-    while let Some(key) = next.filter(|key| is_key(key) && !keys.contains(key)) {
-        next = sr.metadata(&key)?.and_then(|metadata| metadata.keys.get("clone-on-boot").cloned());
-        keys.push(key);
-    }
-    for key in keys.into_iter().rev() {
+    let clone = sr.metadata(&call.key).ok().flatten().and_then(|metadata| metadata.keys.get("clone-on-boot").cloned());
+    let is_clone = |key: &String| *key != call.key && sr.existing(key).is_ok_and(|metadata| !metadata.read_only);
+    let keys = clone.filter(is_clone).into_iter().chain(Some(call.key.clone()).filter(|key| is_key(key)));
+    for key in keys {
         locked.change(&Intent::Destroy { key: key.clone() }, || {
             if sr.image(&key)?.is_some() {
                 sr.repository()?.hide(&sr.image_path(&key)?)?;
@@ -149,10 +146,11 @@ pub(super) fn revert(host: &Host, call: &Revert) -> Result<(), Failure> {
     let locked = sr.lock()?;
     with_data(&sr, &call.snapshot)?;
     writable(&sr, &call.key)?;
+    let new_image = Uuid::new_v4();
     let image = image_of(&sr, &call.key)?.footer().unique_id();
-    let intent = Intent::Revert { key: call.key.clone(), snapshot: call.snapshot.clone(), image };
+    let intent = Intent::Revert { key: call.key.clone(), snapshot: call.snapshot.clone(), image, new_image };
     let (volume, snapshot) = (sr.image_path(&call.key)?, sr.image_path(&call.snapshot)?);
-    locked.change(&intent, || Ok(sr.repository()?.revert(&volume, &snapshot).map(drop)?))?;
+    locked.change(&intent, || Ok(sr.repository()?.revert_as(&volume, &snapshot, new_image).map(drop)?))?;
     done(host, &sr);
     Ok(())
 }
@@ -187,10 +185,18 @@ pub(super) fn compose(host: &Host, call: &Pair) -> Result<(), Failure> {
     let locked = sr.lock()?;
     writable(&sr, key)?;
     let (child, parent) = (sr.image_path(key)?, sr.image_path(key2)?);
-    if sr.image(key2)?.is_none() && !parent.exists() {
-        return Err(Failure::volume_does_not_exist(key2));
+    // Where it is done again, the parent is no volume any more.
+    let is_done =
+        sr.metadata(key2)?.is_none_or(|metadata| metadata.gone) && sr.image(key2)?.is_none() && parent.exists();
+    if !is_done {
+        with_data(&sr, key2)?;
     }
-    locked.change(&Intent::Compose { parent: key2.clone() }, || Ok(sr.repository()?.compose(&child, &parent)?))?;
+    // What shows beneath it changes, too: of that nothing is tracked.
+    locked.restart_changes(key, None)?;
+    let composed = locked.change(&Intent::Compose { child: key.clone(), parent: key2.clone() }, || {
+        Ok(sr.repository()?.compose(&child, &parent)?)
+    });
+    composed?;
     done(host, &sr);
     Ok(())
 }
@@ -207,7 +213,10 @@ pub(super) fn data_destroy(host: &Host, call: &Named) -> Result<(), Failure> {
         return Err(Failure::numbered(Number::ChangedBlocks, detail));
     }
     let virtual_size = image_of(&sr, &call.key)?.footer().current_size().0;
-    locked.change(&Intent::DestroyData { key: call.key.clone(), virtual_size }, || {
+    let destroyed = Metadata { data_destroyed: Some(DataDestroyed { virtual_size }), ..metadata };
+    locked.change(&Intent::DestroyData { key: call.key.clone() }, || {
+        // First, so that it is never missing from a list.
+        sr.set_metadata(&call.key, &destroyed)?;
         sr.repository()?.hide(&sr.image_path(&call.key)?)?;
         Ok(())
     })?;
