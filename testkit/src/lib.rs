@@ -16,6 +16,21 @@ pub mod worker;
 use sha2::{Digest, Sha256};
 use vhd_core::{Chain, ReadError, Sector, SectorCount, SectorRange};
 
+/// Prints a line that shows also where the test passes, whose output is kept back otherwise.
+#[macro_export]
+macro_rules! tell {
+    ($($text:tt)*) => {
+        $crate::tell_line(format_args!($($text)*))
+    };
+}
+
+#[doc(hidden)]
+pub fn tell_line(text: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    // Where nobody listens any more, there is nobody to tell.
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// Hashes bytes, in hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))

@@ -162,20 +162,20 @@ fn interrupted(inject: impl Fn(&Command, &str, usize) -> Injected + Sync) -> usi
 #[test]
 fn calls_killed_at_every_step_leave_all_or_nothing() {
     let tried = interrupted(kill_at);
-    println!("{tried} kills");
+    testkit::tell!("{tried} kills");
     assert!(tried > 250, "{tried}");
 }
 
 #[test]
 fn calls_that_fail_at_every_step_lose_nothing_and_succeed_later() {
     let tried = interrupted(|program, call, number| fail_at(program, call, number, "EIO"));
-    println!("{tried} failures");
+    testkit::tell!("{tried} failures");
     assert!(tried > 250, "{tried}");
 }
 
 #[test]
 fn calls_on_a_full_disk_lose_nothing_and_succeed_later() {
     let tried = interrupted(|program, call, number| fail_from(program, call, number, "ENOSPC"));
-    println!("{tried} failures");
+    testkit::tell!("{tried} failures");
     assert!(tried > 250, "{tried}");
 }

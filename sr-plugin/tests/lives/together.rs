@@ -142,7 +142,7 @@ fn calls_that_are_killed_leave_nothing_half_done() {
         verify(&plugin, &sr);
     }
     let all: u32 = killed.values().sum();
-    println!("{all} of 160 calls were killed as they ran: {killed:?}");
+    testkit::tell!("{all} of 160 calls were killed as they ran: {killed:?}");
     assert!(all >= 40, "{killed:?}");
 }
 

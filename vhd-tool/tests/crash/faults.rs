@@ -90,7 +90,7 @@ fn failing_calls_lose_nothing() {
         each.push(format!("{} {failed} failed and {succeeded} went on", prepared.case.name));
         failures.extend(tried.failures.into_inner().unwrap());
     }
-    println!("{total} faults: {}", each.join(", "));
+    testkit::tell!("{total} faults: {}", each.join(", "));
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     assert!(only.is_some() || total > 1_000, "{total} faults");
 }

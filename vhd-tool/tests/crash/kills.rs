@@ -277,7 +277,7 @@ fn kills_lose_nothing() {
         rounds.round(number);
     }
     let each: Vec<String> = rounds.done.iter().map(|(what, count)| format!("{what} {count}")).collect();
-    println!(
+    testkit::tell!(
         "{kills} kills: {}; hit in mid-merge {}, merges resumed {}",
         each.join(", "),
         rounds.in_merge,

@@ -145,7 +145,7 @@ fn power_failures_lose_nothing() {
     }
     total += recovery.states.load(Ordering::Relaxed);
     let each: Vec<String> = tried.values().map(|(name, tried)| format!("{name} {tried}")).collect();
-    println!("{total} crash states tried: {}, recover {recovery}", each.join(", "));
+    testkit::tell!("{total} crash states tried: {}, recover {recovery}", each.join(", "));
     let results = tried.values().map(|(_, tried)| tried).chain([&recovery]);
     let failures: Vec<String> = results.flat_map(|tried| tried.failures.lock().unwrap().clone()).collect();
     assert!(failures.is_empty(), "{} failures, such as\n{}", failures.len(), failures.join("\n"));
