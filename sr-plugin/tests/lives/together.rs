@@ -143,7 +143,7 @@ fn calls_that_are_killed_leave_nothing_half_done() {
     }
     let all: u32 = killed.values().sum();
     testkit::tell!("{all} of 160 calls were killed as they ran: {killed:?}");
-    assert!(all >= 40, "{killed:?}");
+    assert!(all >= 16, "{killed:?}");
 }
 
 /// Numbers that are different in every run.
