@@ -111,7 +111,7 @@ impl<'a> Coalesce<'a> {
         if run.paths() != found.paths() {
             return Err(CoalesceError::Changed { node });
         }
-        let neighbours = Neighbours::of(repository, run.layers().iter().map(Layer::path))?;
+        let neighbours = Neighbours::of(repository, run.layers().iter().map(Layer::path), abort)?;
         neighbours.check_only_children(&identities(&run), &BTreeSet::new())?;
         let ending = choose_ending(&run, &neighbours, request)?;
         let relinked: &[PathBuf] = if let Ending::Relink(children) = &ending { children } else { &[] };
@@ -194,7 +194,11 @@ impl<'a> Coalesce<'a> {
         let LockedRun { mut target, sources: locks } = locked;
         let from = interrupted.as_ref().map_or(Sector(0), |interrupted| interrupted.from);
         let units = &plan.units()[plan.units().partition_point(|unit| unit.sectors.end <= from)..];
-        let steps = choose_steps(repository, &run, &plan, units, &target, &locks, intent.keep)?;
+        let steps = if target.container().has_fixed_size() {
+            None
+        } else {
+            choose_steps(repository, &run, &plan, units, &locks, intent.keep, options.abort)?
+        };
         let structure = repository.lock_structure_until(options.abort)?;
         for journal in superseded {
             journal.remove()?;
@@ -293,27 +297,24 @@ pub(crate) fn free_space(path: &Path) -> Result<ByteCount, FileError> {
     Ok(ByteCount(stat.f_bavail * stat.f_frsize))
 }
 
-/// Finds whether everything fits into the free space; where it does not, makes ready to merge in steps.
+/// Finds whether everything fits into the free space of the target's file system; where it does not, makes ready to merge in steps.
 fn choose_steps(
     repository: &Repository,
     run: &Run,
     plan: &Plan,
     units: &[Unit],
-    target: &Target,
     locks: &[Arc<FileStorage>],
     keep: bool,
+    abort: &Abort,
 ) -> Result<Option<Steps>, CoalesceError> {
-    if target.container().has_fixed_size() {
-        return Ok(None);
-    }
-    let path = target.container().path();
+    let path = run.target().path();
     let (needed, free) = (steps::space_needed(units, plan), free_space(path)?);
     if needed <= free {
         return Ok(None);
     }
     steps::fitting(units, plan, path)?;
     // What is to be kept is not to lose blocks.
-    let steps = if keep { None } else { Steps::begin(repository, run, run.direction(), locks)? };
+    let steps = if keep { None } else { Steps::begin(repository, run, run.direction(), locks, abort)? };
     steps.map(Some).ok_or_else(|| CoalesceError::NoSpace { path: path.into(), needed, free })
 }
 

@@ -23,6 +23,8 @@ use crate::transfer::CopyMethod;
 
 /// Passes over a repository at most: what one has done may make more possible, but not for ever.
 const PASSES: u32 = 16;
+/// Files that are deleted under one lock: each is held open meanwhile, and whoever changes the structure waits.
+const GARBAGE_AT_ONCE: usize = 128;
 
 /// How to collect.
 pub struct CollectOptions<'a> {
@@ -167,9 +169,15 @@ impl Repository {
 
     /// Deletes hidden images that nobody needs, children before their parents.
     fn delete_garbage(&self, garbage: &[PathBuf], abort: &Abort) -> Result<Vec<PathBuf>, CoalesceError> {
-        if garbage.is_empty() {
-            return Ok(Vec::new());
+        let mut deleted = Vec::new();
+        for some in garbage.chunks(GARBAGE_AT_ONCE) {
+            abort.check().map_err(MergeError::Aborted)?;
+            deleted.extend(self.delete_some(some, abort)?);
         }
+        Ok(deleted)
+    }
+
+    fn delete_some(&self, garbage: &[PathBuf], abort: &Abort) -> Result<Vec<PathBuf>, CoalesceError> {
         let structure = self.lock_structure_until(abort)?;
         let mut obsolete = Vec::new();
         let mut locks: Vec<FileStorage> = Vec::new();
@@ -238,7 +246,7 @@ impl Pass<'_> {
                 }
                 done.merged.push(Merged { run: run.clone(), outcome });
             }
-            Err(error) if error.passes() => {
+            Err(error) if error.passes() || self.options.abort.is_aborted() => {
                 tracing::info!(node = %node.display(), reason = %with_causes(&error), "left for later");
                 done.waiting.push(Waiting { path: node, reason: with_causes(&error) });
             }

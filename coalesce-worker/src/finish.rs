@@ -16,6 +16,7 @@ use crate::coalesce::first_in_use;
 use crate::delete::remove_durably;
 use crate::error::CoalesceError;
 use crate::journal::Journal;
+use crate::merge::MergeError;
 use crate::record::{Direction, FileId, HeaderRecord, MergeIntent, Record};
 use crate::repository::{Repository, StructureLock};
 use crate::run::{Neighbours, open_child};
@@ -88,9 +89,10 @@ impl Finish<'_> {
     }
 
     /// Takes the sources out of every chain.
-    fn link(&mut self, journal: &mut Journal, _: &StructureLock) -> Result<Linked, CoalesceError> {
+    fn link(&mut self, journal: &mut Journal, structure: &StructureLock) -> Result<Linked, CoalesceError> {
         let run = self.identities();
-        let neighbours = Neighbours::of(self.repository, run.iter().map(|(path, _)| path.as_path()))?;
+        let paths = run.iter().map(|(path, _)| path.as_path());
+        let neighbours = Neighbours::of(self.repository, paths, structure.abort())?;
         neighbours.check_only_children(&run, &self.relinked)?;
         let (node, node_id) = run[0].clone();
         if self.intent.keep {
@@ -114,6 +116,7 @@ impl Finish<'_> {
             return self.linked(journal, node, &self.intent.sources[1..], BTreeSet::new());
         }
         for path in &children {
+            structure.abort().check().map_err(MergeError::Aborted)?;
             let Some(child) = open_child(&node, node_id, path)? else { return Ok(Linked::Waits(path.clone())) };
             self.relink(child, journal)?;
             self.relinked.insert(path.clone());
@@ -230,12 +233,15 @@ pub(crate) fn record_in<'j, E: From<FileError>>(
 /// Deletes files that nobody names as a parent any more, newest first, once none of the readers can have them open.
 ///
 /// Gives those that are gone, or a reader that still holds on.
+///
+/// # Errors
+/// A failed step, or an abort between two: the journal stays, and recovery does the rest.
 pub(crate) fn remove_obsolete(
     repository: &Repository,
     mut journal: Journal,
     obsolete: &[FileId],
     readers: BTreeSet<PathBuf>,
-    _: &StructureLock,
+    structure: &StructureLock,
 ) -> Result<(Vec<PathBuf>, Option<PathBuf>), CoalesceError> {
     let mut waits_for = None;
     for reader in readers {
@@ -247,20 +253,21 @@ pub(crate) fn remove_obsolete(
     if waits_for.is_some() {
         return Ok((Vec::new(), waits_for));
     }
-    let mut deleted = Vec::new();
+    let mut deleted = BTreeSet::new();
     if !obsolete.is_empty() {
-        let forest = repository.scan()?;
+        let forest = repository.scan_until(structure.abort())?;
         for file in obsolete {
+            structure.abort().check().map_err(MergeError::Aborted)?;
             let path = repository.absolute(&file.path);
             let mut needed_by = forest.dependants(&path, file.unique_id).into_iter();
             // Somebody may have made a child of it, whom nothing but the lock on the file could have kept from that.
-            let is_needed = needed_by.any(|child| !deleted.iter().any(|gone| gone == child));
+            let is_needed = needed_by.any(|child| !deleted.contains(child));
             if !is_needed && path.exists() && file.is_at(&path)? {
                 remove_durably(&path)?;
-                deleted.push(path);
+                deleted.insert(path);
             }
         }
     }
     journal.remove()?;
-    Ok((deleted, None))
+    Ok((deleted.into_iter().collect(), None))
 }

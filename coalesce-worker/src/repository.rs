@@ -32,7 +32,18 @@ pub struct Repository {
 
 /// The right to change names, parents and hidden states in a repository. Data is never moved under it.
 #[derive(Debug)]
-pub(crate) struct StructureLock(#[expect(dead_code, reason = "held, not used")] File);
+pub(crate) struct StructureLock {
+    _file: File,
+    /// What ends the work that it was taken for.
+    abort: Abort,
+}
+
+impl StructureLock {
+    /// What ends the work that it was taken for, between two steps: the journal of what is then half done stays.
+    pub(crate) fn abort(&self) -> &Abort {
+        &self.abort
+    }
+}
 
 impl Repository {
     /// Opens a folder, and finishes or takes back what processes that died have left half done in it.
@@ -74,11 +85,13 @@ impl Repository {
     /// # Errors
     /// A folder that cannot be listed.
     pub fn scan(&self) -> Result<Folder, FolderError> {
+        self.scan_until(&Abort::new())
+    }
+
+    /// As [`scan`](Self::scan), but no longer than until the abort, which is an error.
+    pub(crate) fn scan_until(&self, abort: &Abort) -> Result<Folder, FolderError> {
         let mut scanned = self.scanned.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let folder = match scanned.take() {
-            Some(last) => last.rescan(&self.folder)?,
-            None => Folder::scan(&self.folder, Files::All)?,
-        };
+        let folder = Folder::scan_while(&self.folder, Files::All, scanned.as_ref(), &|| !abort.is_aborted())?;
         *scanned = Some(folder.clone());
         Ok(folder)
     }
@@ -135,7 +148,7 @@ impl Repository {
         let start = Instant::now();
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(StructureLock(file)),
+                Ok(()) => return Ok(StructureLock { _file: file, abort: abort.clone() }),
                 Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => {
                     let slept = abort.sleep(Duration::from_millis(2));
                     slept

@@ -171,11 +171,12 @@ impl Neighbours {
     pub(crate) fn of<'a>(
         repository: &Repository,
         paths: impl Iterator<Item = &'a Path>,
+        abort: &Abort,
     ) -> Result<Self, CoalesceError> {
         let others: BTreeSet<&Path> = paths.map(folder_of).filter(|folder| *folder != repository.folder()).collect();
-        let mut folders = vec![repository.scan()?];
+        let mut folders = vec![repository.scan_until(abort)?];
         for folder in others {
-            folders.push(Folder::scan(folder, Files::All)?);
+            folders.push(Folder::scan_while(folder, Files::All, None, &|| !abort.is_aborted())?);
         }
         Ok(Self { folders })
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use vhd_core::{BlockIndex, ByteCount, Container, FileStorage, Image, Layer, ReadError, ReadWrite, Sector};
 
+use crate::abort::Abort;
 use crate::coalesce::free_space;
 use crate::error::CoalesceError;
 use crate::plan::{Plan, Unit};
@@ -70,11 +71,12 @@ impl Steps {
         run: &Run,
         direction: Direction,
         locks: &[Arc<FileStorage>],
+        abort: &Abort,
     ) -> Result<Option<Self>, CoalesceError> {
         if !can_release(run, direction) {
             return Ok(None);
         }
-        let neighbours = Neighbours::of(repository, run.layers().iter().map(Layer::path))?;
+        let neighbours = Neighbours::of(repository, run.layers().iter().map(Layer::path), abort)?;
         let node = run.node().path().to_path_buf();
         let paths: Vec<PathBuf> = neighbours.descendants_of(&BTreeSet::from([node]))?.into_iter().collect();
         let mut readers = Vec::new();
@@ -85,7 +87,7 @@ impl Steps {
             readers.push(lock_source(path)?);
         }
         // One that came while the others were being locked is not, and from now on none can come.
-        let now = Neighbours::of(repository, run.layers().iter().map(Layer::path))?;
+        let now = Neighbours::of(repository, run.layers().iter().map(Layer::path), abort)?;
         if now.descendants_of(&BTreeSet::from([run.node().path().to_path_buf()]))?.into_iter().ne(paths.iter().cloned())
         {
             return Ok(None);

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use rayon::prelude::*;
 use vhd_core::{ByteCount, FileError, FolderError};
 
-use crate::abort::Abort;
+use crate::abort::{Abort, Aborted};
 use crate::coalesce::{Request, free_space};
 use crate::error::CoalesceError;
 use crate::merge::MergeError;
@@ -82,17 +82,18 @@ impl Survey {
         Self::until(repository, &Abort::new())
     }
 
-    /// As [`of`](Self::of), but no longer than until the abort; what has not been planned by then waits.
+    /// As [`of`](Self::of), but no longer than until the abort: that is an error, or what has not been planned by then waits.
     pub(crate) fn until(repository: &Repository, abort: &Abort) -> Result<Self, SurveyError> {
-        let mut folder = repository.scan()?;
+        let mut folder = repository.scan_until(abort)?;
         let obsolete: HashSet<PathBuf> = repository.obsolete()?.into_iter().collect();
         let interrupted = repository.interrupted()?;
         if !Forest::of(&folder, &obsolete).isolated().is_empty()
             && let Some(_structure) = repository.lock_structure_that_is_there(abort)
         {
             // A file that was renamed while the folder was listed may have been missed: a look while nobody does that tells.
-            folder = repository.scan()?;
+            folder = repository.scan_until(abort)?;
         }
+        abort.check()?;
         let forest = Forest::of(&folder, &obsolete);
         let mut survey = Self {
             isolated: forest.isolated(),
@@ -107,6 +108,7 @@ impl Survey {
         let unknown = folder.damaged().iter().find(|file| file.may_need_any());
         let unreadable = folder.damaged().iter().find(|file| file.may_need_any() && file.is_unreadable());
         for path in forest.garbage() {
+            abort.check()?;
             if let Some(file) = unknown {
                 let reason = format!("deleted, but {} is damaged and may need it", file.path.display());
                 survey.waiting.push(Waiting { path, reason });
@@ -187,6 +189,9 @@ pub enum SurveyError {
     /// A journal cannot be read, or the file system tells nothing of its space.
     #[error(transparent)]
     File(#[from] FileError),
+    /// It was told to stop.
+    #[error(transparent)]
+    Aborted(#[from] Aborted),
 }
 
 /// Plans a run the cheaper way; `None` where nothing of it can be merged as things are.

@@ -110,6 +110,9 @@ impl Repository {
         // Merges look at the tree, and so come last.
         open.sort_by_key(|(_, records)| matches!(records.first(), Some(Record::Merge(_))));
         for (journal, records) in open {
+            abort
+                .check()
+                .map_err(|aborted| FileError::when(&state, "recover the repository")(io::Error::other(aborted)))?;
             match self.recover_one(journal, &records, &structure)? {
                 Outcome::Finished => recovered.finished += 1,
                 Outcome::Interrupted(path) => recovered.interrupted.push(path),

@@ -113,7 +113,7 @@ impl Folder {
     /// # Errors
     /// A folder that cannot be listed.
     pub fn scan(folder: &Path, files: Files) -> Result<Self, FolderError> {
-        Self::look(folder, files, &HashMap::new())
+        Self::scan_while(folder, files, None, &|| true)
     }
 
     /// As [`scan`](Self::scan), of the same folder again; files that have not changed since are not read.
@@ -121,22 +121,35 @@ impl Folder {
     /// # Errors
     /// As [`scan`](Self::scan).
     pub fn rescan(&self, folder: &Path) -> Result<Self, FolderError> {
-        Self::look(folder, self.files, &self.seen)
+        Self::scan_while(folder, self.files, Some(self), &|| true)
     }
 
-    fn look(folder: &Path, files: Files, before: &HashMap<PathBuf, Arc<Seen>>) -> Result<Self, FolderError> {
+    /// As [`scan`](Self::scan), or as [`rescan`](Self::rescan) of what was found `before`, for as long as `go_on` says so: it
+    /// is asked again and again, by many threads.
+    ///
+    /// # Errors
+    /// As [`scan`](Self::scan); [`io::ErrorKind::Interrupted`] once it said no.
+    pub fn scan_while(
+        folder: &Path,
+        files: Files,
+        before: Option<&Self>,
+        go_on: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Self, FolderError> {
         let failed = |source| FolderError { path: folder.into(), source };
         let names = Names::read(folder).map_err(failed)?;
         let mut paths: Vec<PathBuf> = names.entries.keys().map(|name| folder.join(name)).collect();
         paths.retain(|path| files == Files::All || is_named_like_an_image(path));
         paths.sort_unstable();
+        let check = || if go_on() { Ok(()) } else { Err(failed(io::ErrorKind::Interrupted.into())) };
+        let look = |path| check().map(|()| look_at(path, before)).transpose();
         let found: Vec<(PathBuf, ByteCount, Arc<Seen>)> =
-            paths.into_par_iter().filter_map(|path| look_at(path, before)).collect();
+            paths.into_par_iter().filter_map(look).collect::<Result<_, _>>()?;
 
         let mut nodes = Vec::new();
         let mut damaged = Vec::new();
         let mut seen = HashMap::with_capacity(found.len());
         for (path, own_size, file) in found {
+            check()?;
             match &file.what {
                 What::Image { disk_type, unique_id, size, hidden, parent } => nodes.push(Node {
                     path: path.clone(),
@@ -158,6 +171,7 @@ impl Folder {
         }
         let mut by_path: HashMap<PathBuf, NodeId> = HashMap::with_capacity(nodes.len());
         for (i, node) in nodes.iter().enumerate() {
+            check()?;
             by_path.extend(
                 names.real(&names.folder.join(node.path.file_name().unwrap_or_default())).map(|path| (path, NodeId(i))),
             );
@@ -187,11 +201,11 @@ impl Named {
 }
 
 /// Looks at a file, unless it is what it was before; `None` for one that has gone meanwhile.
-fn look_at(path: PathBuf, before: &HashMap<PathBuf, Arc<Seen>>) -> Option<(PathBuf, ByteCount, Arc<Seen>)> {
+fn look_at(path: PathBuf, before: Option<&Folder>) -> Option<(PathBuf, ByteCount, Arc<Seen>)> {
     let metadata = fs::metadata(&path);
     let stamp = metadata.as_ref().ok().and_then(Stamp::of);
     let own_size = ByteCount(metadata.as_ref().map_or(0, |metadata| metadata.blocks() * 512));
-    if let Some(known) = before.get(&path)
+    if let Some(known) = before.and_then(|before| before.seen.get(&path))
         && known.stamp.is_some()
         && known.stamp == stamp
     {

@@ -1,16 +1,17 @@
 //! Files made to do harm, and parents that lead astray: an error that says what and where, and nothing is changed.
 
-use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use proptest::prelude::*;
 use testkit::golden;
 use vhd_core::check;
 use vhd_core::{
-    BlockSize, ByteCount, Chain, ChainError, ChainOptions, Container, Existing, Folder, Image, Layer, Lock,
+    BlockSize, ByteCount, Chain, ChainError, ChainOptions, Container, Existing, Files, Folder, Image, Layer, Lock,
     MemoryStorage, NewImage, NewKind, ParentIdentity, ParentLink, ParentPlaces, ReadOnly, Timestamp, Uuid, create_file,
 };
 
@@ -259,6 +260,20 @@ fn cycles_and_endless_chains_end() {
     assert!(matches!(error, ChainError::TooDeep { limit: 5, .. }), "{error}");
     let forest = Folder::scan(folder.path(), vhd_core::Files::Images).unwrap();
     assert_eq!(forest.nodes().count(), 11);
+}
+
+#[test]
+fn a_look_at_a_folder_ends_when_it_is_told_to() {
+    let folder = golden::unpack(&["base.vhd", "mid.vhd", "leaf.vhd"]);
+    let asked = AtomicUsize::new(0);
+    let scan = |limit| {
+        asked.store(0, Ordering::Relaxed);
+        Folder::scan_while(folder.path(), Files::All, None, &|| asked.fetch_add(1, Ordering::Relaxed) < limit)
+    };
+    assert_eq!(scan(usize::MAX).unwrap().nodes().count(), 3);
+    for limit in 0..asked.load(Ordering::Relaxed) {
+        assert_eq!(scan(limit).unwrap_err().source.kind(), io::ErrorKind::Interrupted);
+    }
 }
 
 #[test]
