@@ -7,12 +7,17 @@
 //!
 //! Of a child without a parent its end footer decides, of another one its header. A process that dies before that leaves
 //! a composition that is taken back, one that dies after it leaves one that is completed: the parent becomes hidden.
+//!
+//! A volume has no children: who reads through one reads whatever is written to it. Should it have some all the same,
+//! they are to refuse rather than read something else, and so the child gets another id. To look for them would take a
+//! look at every file.
 
 use std::path::{Path, PathBuf};
 
+use uuid::Uuid;
 use vhd_core::{
-    ByteCount, ChainError, DiskType, FileError, FolderError, Header, HeaderChange, Image, LinkError, Lock,
-    MetadataError, OpenError, ParentLink, ReadOnly, ReadWrite, StorageError,
+    ByteCount, ChainError, DiskType, FileError, Header, HeaderChange, Image, LinkError, Lock, MetadataError, OpenError,
+    ParentLink, ReadOnly, ReadWrite, StorageError,
 };
 
 use crate::delete::is_busy;
@@ -35,9 +40,6 @@ pub enum ComposeError {
     /// A step on an image failed.
     #[error(transparent)]
     Metadata(#[from] MetadataError),
-    /// The folder cannot be listed.
-    #[error(transparent)]
-    Folder(#[from] FolderError),
     /// A step on a file failed.
     #[error(transparent)]
     File(#[from] FileError),
@@ -81,14 +83,6 @@ pub enum ComposeError {
         /// The child.
         path: PathBuf,
     },
-    /// The child has children.
-    #[error("{}: {} is a child of it, and would read something else", path.display(), child.display())]
-    HasChild {
-        /// The child asked for.
-        path: PathBuf,
-        /// Its child.
-        child: PathBuf,
-    },
     /// What the image reads is, in part, in the files of an interrupted merge.
     #[error("{}: a merge of it was interrupted, and has to be finished first", path.display())]
     Unfinished {
@@ -113,10 +107,13 @@ impl Repository {
     /// Makes the volume `child` a child of `parent`, which then is a hidden base: the content of `parent` shows at every
     /// sector that `child` does not hold. A child that has a parent is taken from that. Done again it changes nothing.
     ///
+    /// The child gets another unique id: an image that somebody made a child of it while it was a volume finds its parent
+    /// no more, rather than reading something else.
+    ///
     /// Zeros that were written to an image without a parent, at sectors that it did not hold, may not be held either.
     ///
     /// # Errors
-    /// What [`ComposeError`] lists. Images in use are refused, and so is a child that has children of its own.
+    /// What [`ComposeError`] lists. Images in use are refused.
     ///
     /// # Crash safety
     /// Once the repository has been opened again, the child is what it was and the parent visible, or it is the whole
@@ -142,8 +139,10 @@ impl Repository {
             path: self.relative(path),
             unique_id: image.footer().unique_id(),
         };
-        let intent = Record::Compose { child: id(&child_path, &child), parent: id(&parent_path, &parent) };
+        let becomes = Uuid::new_v4();
+        let intent = Record::Compose { child: id(&child_path, &child), becomes, parent: id(&parent_path, &parent) };
         let mut journal = Journal::begin(&self.state(), &intent)?;
+        child.set_unique_id(becomes)?;
         child.attach::<ComposeError>(&link, record_in(self, &mut journal, &child_path))?;
         parent.set_hidden(true)?;
         // What is left is a journal of something that has been done: whoever opens the repository next finds that.
@@ -165,8 +164,9 @@ impl Repository {
             return Ok(());
         }
         let id = |path: &Path, unique_id| FileId { path: self.relative(path), unique_id };
+        let stays = child.footer().unique_id();
         let intent =
-            Record::Compose { child: id(child_path, child.footer().unique_id()), parent: id(parent_path, unique_id) };
+            Record::Compose { child: id(child_path, stays), becomes: stays, parent: id(parent_path, unique_id) };
         let mut journal = Journal::begin(&self.state(), &intent)?;
         let link = ParentLink::new(self.folder(), parent_path, unique_id)?;
         child.relink_recorded::<ComposeError>(&link, record_in(self, &mut journal, child_path))?;
@@ -203,9 +203,6 @@ impl Repository {
         if 2 + layers.len() > limit {
             return Err(ChainError::TooDeep { top: path(), limit }.into());
         }
-        if let Some(other) = self.scan()?.dependants(child.path(), unique_id).first() {
-            return Err(ComposeError::HasChild { path: path(), child: other.to_path_buf() });
-        }
         self.check_not_half_merged(child.path(), parent.path(), structure)
     }
 
@@ -236,6 +233,7 @@ impl Repository {
     pub(crate) fn finish_compose(
         &self,
         child: &FileId,
+        becomes: Uuid,
         parent: &FileId,
         header: Option<&HeaderRecord>,
         _: &StructureLock,
@@ -246,7 +244,7 @@ impl Repository {
             return Ok(Some(image));
         }
         let (path, parent_path) = (self.absolute(&child.path), self.absolute(&parent.path));
-        if !child.is_at(&path)? {
+        if !child.is_at(&path)? && !(FileId { unique_id: becomes, ..child.clone() }).is_at(&path)? {
             return Ok(None);
         }
         let Some(mut image) = open_unless_used(&path)? else { return Ok(Some(path)) };
@@ -259,7 +257,7 @@ impl Repository {
             image = Image::writable_from_container(container)?;
         }
         // The copy of the footer says the same as the footer before anything is cut off.
-        image.set_hidden(image.footer().hidden())?;
+        image.set_unique_id(if is_composed { becomes } else { child.unique_id })?;
         image.trim_tail()?;
         if is_composed && parent.is_at(&parent_path)? {
             let Some(mut parent) = open_unless_used(&parent_path)? else { return Ok(Some(parent_path)) };

@@ -20,8 +20,8 @@ pub(crate) enum Record {
     Delete(FileId),
     /// A volume of this length is made larger.
     Resize { file: FileId, length: u64 },
-    /// An image becomes a child of another, which becomes hidden.
-    Compose { child: FileId, parent: FileId },
+    /// An image gets another id and becomes a child of another image, which becomes hidden.
+    Compose { child: FileId, becomes: Uuid, parent: FileId },
     /// A volume's file gets another name, and what waits as `prepared` takes its place.
     Revert { volume: PathBuf, displaced: PathBuf, prepared: PathBuf },
     /// A run is merged.

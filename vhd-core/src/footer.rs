@@ -270,6 +270,12 @@ impl Footer {
         self.seal();
     }
 
+    /// Changes who it is.
+    pub(crate) fn set_unique_id(&mut self, unique_id: Uuid) {
+        self.raw.unique_id = unique_id.into_bytes();
+        self.seal();
+    }
+
     /// Marks the node as hidden or as a volume.
     pub(crate) fn set_hidden(&mut self, hidden: bool) {
         self.raw.hidden = u8::from(hidden);

@@ -8,6 +8,8 @@ pub use size::cut_to_footer;
 
 use std::path::PathBuf;
 
+use uuid::Uuid;
+
 use crate::footer::{FOOTER_SIZE, Footer, MAX_VIRTUAL_SIZE};
 use crate::image::{Image, OpenError};
 use crate::storage::StorageError;
@@ -63,12 +65,27 @@ impl Image<ReadWrite> {
     /// # Crash safety
     /// One sector, the end footer, decides; the copy at the start follows once it is durable.
     pub fn set_hidden(&mut self, hidden: bool) -> Result<(), MetadataError> {
+        self.change_footer(|footer| footer.set_hidden(hidden))
+    }
+
+    /// Makes the image another one to whoever knew it: children that name the old id refuse to read through it.
+    ///
+    /// # Errors
+    /// A failed write or sync.
+    ///
+    /// # Crash safety
+    /// As [`set_hidden`](Self::set_hidden).
+    pub fn set_unique_id(&mut self, unique_id: Uuid) -> Result<(), MetadataError> {
+        self.change_footer(|footer| footer.set_unique_id(unique_id))
+    }
+
+    fn change_footer(&mut self, change: impl FnOnce(&mut Footer)) -> Result<(), MetadataError> {
         self.flush()?;
-        if self.footer.hidden() == hidden {
+        let mut footer = self.footer.clone();
+        change(&mut footer);
+        if footer.to_bytes() == self.footer.to_bytes() {
             return self.commit(Self::mend_copy);
         }
-        let mut footer = self.footer.clone();
-        footer.set_hidden(hidden);
         self.commit(|image| image.rewrite_footers(footer))
     }
 

@@ -151,8 +151,8 @@ impl Repository {
             Some(Record::Revert { volume, displaced, prepared }) => {
                 (volume, self.finish_revert(volume, displaced, prepared, structure).map_err(Into::into))
             }
-            Some(Record::Compose { child, parent }) => {
-                match self.finish_compose(child, parent, headers(records).last(), structure) {
+            Some(Record::Compose { child, becomes, parent }) => {
+                match self.finish_compose(child, *becomes, parent, headers(records).last(), structure) {
                     Ok(Some(image)) => return Ok(Outcome::in_use(image)),
                     done => (&child.path, done.map(drop).map_err(Into::into)),
                 }

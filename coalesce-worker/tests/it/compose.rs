@@ -5,7 +5,7 @@ use std::ops::Range;
 use coalesce_worker::{ComposeError, Repository};
 use testkit::scene::{self, Scene};
 use testkit::{pattern, worker};
-use vhd_core::{ChainError, ChainOptions, Image, Lock, Sector, SectorRange};
+use vhd_core::{Chain, ChainError, ChainOptions, Image, Lock, Sector, SectorRange};
 
 fn repository(scene: &Scene) -> Repository {
     worker::repository_of(&scene.file("parent.vhd"), &ChainOptions::default())
@@ -121,9 +121,12 @@ fn what_cannot_be_composed_is_left_alone() {
 }
 
 #[test]
-fn a_volume_with_children_stays_what_they_read() {
+fn who_reads_through_the_child_refuses_rather_than_reads_something_else() {
     let scene = apart();
     scene.child("grandchild.vhd", "child.vhd");
-    let error = compose(&scene, "child.vhd", "parent.vhd").unwrap_err();
-    assert!(matches!(error, ComposeError::HasChild { .. }), "{error}");
+    compose(&scene, "child.vhd", "parent.vhd").unwrap();
+    let error = Chain::open(&scene.file("grandchild.vhd"), &ChainOptions::default()).unwrap_err();
+    assert!(matches!(error, ChainError::Parent { .. }) && error.to_string().contains("unique id"), "{error}");
+    let collected = worker::collect(scene.path());
+    assert!(collected.merged.is_empty() && collected.isolated[0].reason.contains("grandchild.vhd"), "{collected:?}");
 }

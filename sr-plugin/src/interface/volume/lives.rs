@@ -193,10 +193,11 @@ pub(super) fn compose(host: &Host, call: &Pair) -> Result<(), Failure> {
     }
     // What shows beneath it changes, too: of that nothing is tracked.
     locked.restart_changes(key, None)?;
-    let composed = locked.change(&Intent::Compose { child: key.clone(), parent: key2.clone() }, || {
+    locked.change(&Intent::Compose { child: key.clone(), parent: key2.clone() }, || {
         Ok(sr.repository()?.compose(&child, &parent)?)
-    });
-    composed?;
+    })?;
+    // It is another image now.
+    locked.restart_changes(key, None)?;
     done(host, &sr);
     Ok(())
 }
