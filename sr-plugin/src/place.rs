@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use percent_encoding::percent_decode_str;
 use uuid::Uuid;
-use vhd_core::{Files, Folder, sync_folder};
+use vhd_core::{Image, Lock, sync_folder};
 
 use crate::failure::{Failure, Number};
 use crate::host::Host;
@@ -171,7 +171,11 @@ pub(crate) fn uuid_of(folder: &Path, place: &Place) -> Result<Uuid, Failure> {
 
 /// Tells whether a folder is a repository: ours, or one that another tool has made.
 pub(crate) fn is_repository(folder: &Path) -> bool {
-    let has_images = || Folder::scan(folder, Files::Images).is_ok_and(|found| found.nodes().next().is_some());
+    let is_image = |path: &Path| {
+        path.extension().is_some_and(|extension| extension == "vhd") && Image::open(path, Lock::None).is_ok()
+    };
+    let has_images =
+        || fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|entry| is_image(&entry.path())));
     SrRecord::read(folder).is_ok_and(|record| record.is_some()) || has_images()
 }
 

@@ -2,17 +2,17 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::{io, iter};
 
 use coalesce_worker::{Recovered, Repository};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
-use vhd_core::{ChainOptions, Files, Folder, Image, Lock, OpenError, ReadOnly};
+use vhd_core::{ChainOptions, Files, Folder, Image, Lock, MAX_CHAIN_DEPTH, OpenError, ReadOnly};
 
 use crate::change::Locked;
 use crate::failure::{Failure, Number};
@@ -253,6 +253,25 @@ impl Sr {
             }
         };
         Ok(self.described(key, metadata, sizes))
+    }
+
+    /// Lists the volumes that may share a base with one: those of its tree, and those of trees whose lowest image has a
+    /// parent elsewhere.
+    ///
+    /// # Errors
+    /// A folder that cannot be listed.
+    pub fn relatives(&self, key: &str) -> Result<Vec<String>, Failure> {
+        let folder = Folder::scan(self.folder(), Files::Images)?;
+        let lowest = |node| {
+            let chain = iter::successors(Some(node), |&node| folder.parent(node)).take(MAX_CHAIN_DEPTH);
+            chain.last().filter(|&lowest| folder.node(lowest).parent.is_none())
+        };
+        let Some(node) = folder.find(&self.image_path(key)?) else { return Ok(Vec::new()) };
+        let ours = lowest(node);
+        let is_relative = |other| other != node && (lowest(other).is_none() || ours.is_none() || lowest(other) == ours);
+        let others =
+            folder.nodes().filter(|(id, other)| !other.hidden && other.disk_type.is_some() && is_relative(*id));
+        Ok(others.filter_map(|(_, other)| key_of(&other.path)).collect())
     }
 
     /// Describes all volumes.

@@ -66,7 +66,7 @@ pub(super) fn similar_content(sr: &Sr, key: &str) -> Result<Vec<String>, Failure
     let ours = open(sr, key)?;
     let ours_found = located(&ours)?;
     let mut similar = Vec::new();
-    for other in sr.volumes()?.into_iter().map(|volume| volume.key).filter(|other| other != key) {
+    for other in sr.relatives(key)? {
         // One that is damaged, or gone meanwhile, shares nothing that could be had.
         let Ok(theirs) = open(sr, &other) else { continue };
         if shared_layers(&ours, &theirs).is_some() {
