@@ -179,8 +179,15 @@ fn check_footer_fields(image: &Image<ReadOnly>, report: &mut Report) -> Result<(
     }
     let room = image.container().len()?.0 - FOOTER_SIZE.0;
     if footer.disk_type() == DiskType::Fixed && size.0 > room {
-        let text = format!("the disk has {size} bytes, the file only {room} before its footer");
+        let text = format!("the disk has {size} bytes by current_size, the file only {room} before its footer");
         report.add(&kind::FIXED_SHORT, Some(FileOffset(room)), text);
+    }
+    if footer.disk_type() == DiskType::Fixed && size.0 < room && !image.container().has_fixed_size() {
+        let text = format!(
+            "{} bytes between the end of the disk by current_size and the footer belong to nothing",
+            room - size.0
+        );
+        report.add(&kind::STRAY_BYTES, Some(FileOffset(size.0)), text);
     }
     if !size.0.is_multiple_of(SECTOR_SIZE) {
         let text =

@@ -10,6 +10,7 @@ mod golden;
 mod hostile;
 mod interop;
 mod link;
+mod matrix;
 mod storage;
 mod write;
 
