@@ -1,13 +1,14 @@
 //! The footers: each is made anew from the other.
 
+use uuid::Uuid;
+
 use super::{Plan, RepairError};
+use crate::block_size::BlockPlace;
 use crate::footer::{DiskType, FOOTER_SIZE, Footer};
-use crate::image::FooterOrigin;
+use crate::image::{FooterOrigin, Image, ReadOnly};
 use crate::storage::{Container, StorageError};
 use crate::units::{ByteCount, FileOffset, SECTOR_SIZE};
 use crate::write::last_used;
-
-use uuid::Uuid;
 
 /// The footers that can be read.
 #[derive(Debug)]
@@ -69,7 +70,7 @@ impl Plan<'_> {
             FooterOrigin::Start => None,
         };
         let at = match (stands, used) {
-            (Some((at, _)), Some(used)) if at < used => self.footer_place(used, len)?,
+            (Some((at, _)), Some(used)) if self.is_over_block(&image, at)? => self.footer_place(used, len)?,
             (Some((at, _)), _) => at,
             (None, used) => self.footer_place(used.unwrap_or(FileOffset(len.0)), len)?,
         };
@@ -81,7 +82,7 @@ impl Plan<'_> {
             if old != at {
                 container.write_at(&[0; 512][..length], old)?;
                 let text =
-                    format!("the footer at offset {old} lies over what belongs to a block or table, and moves to {at}");
+                    format!("the footer at offset {old} lies over a block, and moves to {at}");
                 notes.push(("block-truncated", text));
             } else if length == 511 {
                 notes.push(("footer-511", format!("the footer at offset {at} gets its last byte")));
@@ -105,6 +106,20 @@ impl Plan<'_> {
         }
         notes.into_iter().for_each(|(code, text)| self.note(code, text));
         Ok(())
+    }
+
+    /// Tells whether a footer at `at` lies over a block, or before one. Batmaps of some sizes reach under it, as blktap
+    /// makes them.
+    fn is_over_block(&self, image: &Image<ReadOnly>, at: FileOffset) -> Result<bool, StorageError> {
+        let Some(tables) = &image.tables else { return Ok(false) };
+        let size = tables.header.block_size();
+        for found in tables.bat.allocated(&self.container, tables.bat.entries()) {
+            let place = BlockPlace::from_entry(found?.1, size);
+            if tables.fault_of(place).is_none() && place.data + size.bytes() > at {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Where a footer goes that has no place at the end, or the wrong one: into the last 512 bytes where they belong to

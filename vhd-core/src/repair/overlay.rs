@@ -20,6 +20,7 @@ pub(super) const MAX_PIECE: u64 = 1 << 20;
 pub(super) struct Overlay {
     below: Container,
     state: RwLock<State>,
+    most: ByteCount,
 }
 
 #[derive(Debug)]
@@ -34,7 +35,7 @@ impl Overlay {
     /// Starts with what `below` holds.
     pub(super) fn new(below: Container) -> Result<Self, StorageError> {
         let len = below.len()?.0;
-        Ok(Self { below, state: RwLock::new(State { pages: BTreeMap::new(), len, shown: len }) })
+        Ok(Self { below, state: RwLock::new(State { pages: BTreeMap::new(), len, shown: len }), most: MAX_CHANGED })
     }
 
     fn state(&self) -> RwLockReadGuard<'_, State> {
@@ -140,7 +141,7 @@ impl Storage for Overlay {
             let page = from / PAGE;
             let to = end.min((page + 1) * PAGE);
             if !state.pages.contains_key(&page) {
-                if state.pages.len() as u64 * PAGE >= MAX_CHANGED.0 {
+                if state.pages.len() as u64 * PAGE > self.most.0 - PAGE {
                     return Err(full());
                 }
                 let bytes = self.page_below(state.shown.min(state.len), page)?;
@@ -221,6 +222,17 @@ mod tests {
             (0_u64..20_000, 1_usize..9000, any::<u8>()).prop_map(|(at, length, byte)| Step::Write(at, length, byte)),
             (0_u64..26_000).prop_map(Step::Cut),
         ]
+    }
+
+    #[test]
+    fn it_holds_no_more_than_it_may() {
+        let memory = Arc::new(MemoryStorage::new(vec![1; 64 << 10]));
+        let mut overlay = Overlay::new(Container::new("below", memory)).unwrap();
+        overlay.most = ByteCount(3 * PAGE);
+        overlay.write_at(&[2; 2 * PAGE as usize], FileOffset(PAGE / 2)).unwrap();
+        overlay.write_at(&[3; 512], FileOffset(PAGE)).unwrap();
+        let error = overlay.write_at(&[4; 512], FileOffset(8 * PAGE)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     }
 
     proptest! {

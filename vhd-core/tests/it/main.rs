@@ -9,6 +9,7 @@ mod golden;
 mod hostile;
 mod interop;
 mod link;
+mod repair;
 mod storage;
 mod write;
 
