@@ -128,7 +128,8 @@ pub fn preview(path: &Path, options: &Options) -> Result<Repaired, RepairError> 
         unfinished.restore(&plan.container)?;
     }
     plan.mend()?;
-    plan.into_repaired(resumed.is_some(), None)
+    let changed = plan.changed()?;
+    Ok(plan.into_repaired(resumed.is_some(), changed, None))
 }
 
 /// Makes the image at `path`, byte for byte, what it was before the last repair, and removes the undo file.
@@ -161,14 +162,14 @@ pub fn container(image: &Container, undo: &Path, options: &Options) -> Result<Re
     }
     let mut plan = Plan::begin(image, options)?;
     plan.mend()?;
-    let changes =
-        !plan.overlay.changed().map_err(plan.reading())?.is_empty() || plan.container.len()? != image.len()?;
+    let changed = plan.changed()?;
+    let changes = changed.0 > 0 || plan.container.len()? != image.len()?;
     if changes {
         let mut made = UndoFile::write(undo, image, &plan.overlay, plan.unique_id()?)?;
         made.apply(image, &plan.overlay)?;
         made.complete()?;
     }
-    plan.into_repaired(is_resumed, changes.then(|| undo.to_path_buf()))
+    Ok(plan.into_repaired(is_resumed, changed, changes.then(|| undo.to_path_buf())))
 }
 
 /// As [`take_back`], for any store that nobody else uses; the undo file is at the path `undo`.
@@ -307,18 +308,17 @@ impl<'a> Plan<'a> {
         Ok(Footers::read(&self.container)?.unique_id().unwrap_or_default())
     }
 
-    fn reading(&self) -> impl Fn(std::io::Error) -> StorageError {
-        let path = self.container.path().to_path_buf();
-        move |source| StorageError::from_open(&path, source)
+    /// Bytes that are replaced or cut off.
+    fn changed(&self) -> Result<ByteCount, RepairError> {
+        let ranges = self.overlay.changed().map_err(undo::read(&self.container))?;
+        Ok(ByteCount(ranges.iter().map(|range| range.end.0 - range.start.0).sum()))
     }
 
-    fn into_repaired(self, resumed: bool, undo: Option<PathBuf>) -> Result<Repaired, RepairError> {
-        let changed = self.overlay.changed().map_err(self.reading())?;
-        let changed = ByteCount(changed.iter().map(|range| range.end.0 - range.start.0).sum());
+    fn into_repaired(self, resumed: bool, changed: ByteCount, undo: Option<PathBuf>) -> Repaired {
         let Self { mut mended, lost, left, journal, unlisted, .. } = self;
         let more = |(code, count)| Mended { code, text: format!("{count} more of this kind") };
         mended.extend(unlisted.into_iter().map(more));
-        Ok(Repaired { resumed, mended, lost: joined(lost), left, changed, undo, journal })
+        Repaired { resumed, mended, lost: joined(lost), left, changed, undo, journal }
     }
 }
 

@@ -195,10 +195,12 @@ impl From<OpenError> for CommandError {
             OpenError::Footer { .. } | OpenError::Header { .. } | OpenError::Outside { .. } => {
                 Some("is the file whole, and a VHD? Restore it from a copy if it was one")
             }
-            OpenError::Overlap { .. } | OpenError::Block(ReadError::Block { .. }) => {
-                Some("`check FILE` lists all that is wrong with it, and `repair FILE` mends what can be; nothing is written to it before")
+            OpenError::Overlap { .. } | OpenError::Block(ReadError::Block { .. }) => Some(
+                "`check FILE` lists all that is wrong with it, and `repair FILE` mends what can be; nothing is written to it before",
+            ),
+            OpenError::UnfinishedResize { .. } => {
+                Some("`repair FILE` takes an interrupted resize back with its journal")
             }
-            OpenError::UnfinishedResize { .. } => Some("`repair FILE` takes an interrupted resize back with its journal"),
             _ => None,
         };
         Self::failed(error).hints(hint)
@@ -232,7 +234,9 @@ impl From<RepairError> for CommandError {
             RepairError::Parent { .. } => Some(PARENT),
             RepairError::Remaining { .. } => Some("nothing was changed; `check FILE` lists all that is wrong with it"),
             RepairError::Undo(UndoError::Device { .. }) => Some("--backup DIR names a folder for it"),
-            RepairError::Undo(UndoError::Missing { .. }) => Some("was the repair done with --backup DIR? Give it again"),
+            RepairError::Undo(UndoError::Missing { .. }) => {
+                Some("was the repair done with --backup DIR? Give it again")
+            }
             RepairError::Undo(UndoError::Damaged { .. }) => Some("if it is of no use to you, move it away"),
             _ => None,
         };

@@ -22,8 +22,8 @@ impl Plan<'_> {
         let image = self.open()?;
         let Some(tables) = &image.tables else { return Ok(()) };
         self.clear_impossible(&image, tables)?;
-        self.lose_cut_ends(&image, tables)?;
-        self.part_overlaps(&image, tables)
+        self.part_overlaps(&image, tables)?;
+        self.lose_cut_ends(&image, tables)
     }
 
     /// A block lies over the batmap: one of the two is not there. Where the batmap cannot be shown to be right it is

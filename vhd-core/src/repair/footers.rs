@@ -81,8 +81,7 @@ impl Plan<'_> {
         if let Some((old, length)) = stands {
             if old != at {
                 container.write_at(&[0; 512][..length], old)?;
-                let text =
-                    format!("the footer at offset {old} lies over a block, and moves to {at}");
+                let text = format!("the footer at offset {old} lies over a block, and moves to {at}");
                 notes.push(("block-truncated", text));
             } else if length == 511 {
                 notes.push(("footer-511", format!("the footer at offset {at} gets its last byte")));

@@ -152,8 +152,12 @@ impl UndoFile {
             for range in &ranges {
                 let here = |len: ByteCount| len.0.min(range.end.0).saturating_sub(range.start.0) as usize;
                 let (mut old, mut changed) = (vec![0; here(old_len)], vec![0; here(new_len)]);
-                image.read_at(&mut old, range.start)?;
-                overlay.read_at(&mut changed, range.start).map_err(read(image))?;
+                if !old.is_empty() {
+                    image.read_at(&mut old, range.start)?;
+                }
+                if !changed.is_empty() {
+                    overlay.read_at(&mut changed, range.start).map_err(read(image))?;
+                }
                 let record = encode(range.start, &old, &changed);
                 new.write_at(&record, FileOffset(at))?;
                 at += record.len() as u64;
@@ -295,7 +299,9 @@ impl UndoFile {
         }
         for record in &self.records {
             let mut bytes = vec![0; record.new];
-            image.read_at(&mut bytes, record.at)?;
+            if !bytes.is_empty() {
+                image.read_at(&mut bytes, record.at)?;
+            }
             if CRC.checksum(&bytes) != record.new_crc {
                 return Err(changed(record.at));
             }
@@ -343,7 +349,7 @@ impl UndoFile {
 }
 
 /// Names an error of the overlay, which reads from the image.
-fn read(image: &Container) -> impl Fn(io::Error) -> StorageError {
+pub(super) fn read(image: &Container) -> impl Fn(io::Error) -> StorageError {
     let path = image.path().to_path_buf();
     move |source| StorageError { path: path.clone(), action: "read".into(), offset: FileOffset(0), source }
 }

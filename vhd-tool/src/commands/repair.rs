@@ -103,7 +103,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
     let output = context.output(args.format.json);
     let text = |out: &mut dyn std::io::Write| tell(out, &outcome);
     // What would be done was asked for.
-    if args.dry_run { output.data(&outcome, text)? } else { output.outcome(&outcome, text)? }
+    if args.dry_run {
+        output.data(&outcome, text)?
+    } else {
+        output.outcome(&outcome, text)?
+    }
     Ok(Status::Done)
 }
 
@@ -138,10 +142,7 @@ fn describe<'a>(args: &Args, repaired: &'a Repaired) -> Outcome<'a> {
         dry_run: args.dry_run,
         resumed: *resumed,
         repaired: mended.iter().map(|Mended { code, text }| Step { code, done: text }).collect(),
-        lost: lost
-            .iter()
-            .map(|range: &SectorRange| Lost { sector: range.start.0, count: range.count().0 })
-            .collect(),
+        lost: lost.iter().map(|range: &SectorRange| Lost { sector: range.start.0, count: range.count().0 }).collect(),
         left: left
             .iter()
             .map(|Finding { severity, code, text, .. }| Left { severity: severity.to_string(), code, meaning: text })

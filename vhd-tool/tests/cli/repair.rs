@@ -57,7 +57,12 @@ fn undo_gives_every_byte_back() {
         assert_eq!(text, format!("{name}: the repair is taken back\n"));
         assert_eq!(files(folder.path()), before);
     }
-    refused(folder.path(), &["repair", "torn-batmap.vhd", "--undo"], 5, &["there is no undo file", "hint: ", "--backup"]);
+    refused(
+        folder.path(),
+        &["repair", "torn-batmap.vhd", "--undo"],
+        5,
+        &["there is no undo file", "hint: ", "--backup"],
+    );
     done(folder.path(), &["repair", "torn-batmap.vhd"]);
     assert_eq!(json(folder.path(), &["repair", "torn-batmap.vhd", "--undo"])["interrupted"], false);
 }
@@ -86,7 +91,12 @@ fn the_undo_file_goes_where_it_is_told_to() {
     done(folder.path(), &["repair", "footer-511.vhd", "--undo", "--backup", "backup"]);
     assert_eq!(files(folder.path()), before);
     assert!(names(&backup).is_empty());
-    refused(folder.path(), &["repair", "footer-511.vhd", "--backup", "nowhere"], 5, &["nowhere: cannot open the folder"]);
+    refused(
+        folder.path(),
+        &["repair", "footer-511.vhd", "--backup", "nowhere"],
+        5,
+        &["nowhere: cannot open the folder"],
+    );
 }
 
 /// An undo file is no image, and no child of one.
@@ -133,7 +143,12 @@ fn what_cannot_be_repaired_is_refused() {
     refused(folder.path(), &["repair"], 2, &["FILE"]);
     let _user = FileStorage::open(&folder.path().join("no-first-footer.vhd"), Lock::Shared).unwrap();
     let before = files(folder.path());
-    refused(folder.path(), &["repair", "no-first-footer.vhd"], 5, &["in use by another process", "hint: another process"]);
+    refused(
+        folder.path(),
+        &["repair", "no-first-footer.vhd"],
+        5,
+        &["in use by another process", "hint: another process"],
+    );
     assert_eq!(files(folder.path()), before);
 }
 
