@@ -1,6 +1,6 @@
 //! Mending a damaged image: only what can be proved, only as a whole, and so that it can be taken back.
 //!
-//! Everything is tried on a copy-on-write [overlay](overlay) first. Where a check of that finds nothing wrong any more,
+//! Everything is tried on a copy-on-write overlay first. Where a check of that finds nothing wrong any more,
 //! an undo file with all that will be replaced is made durable, and then the image is changed in place. Where something
 //! cannot be mended without a guess, the image is left as it is, and the error says what is undecided.
 //!
@@ -80,7 +80,7 @@ pub struct Repaired {
     pub lost: Vec<SectorRange>,
     /// Findings that remain, none of them an error.
     pub left: Vec<Finding>,
-    /// Bytes of the image that are replaced.
+    /// Bytes of the image that are replaced, cut off or added.
     pub changed: ByteCount,
     /// The undo file, where something was changed.
     pub undo: Option<PathBuf>,
@@ -97,8 +97,16 @@ pub enum TakenBack {
     Interrupted,
 }
 
-/// Warnings about what an image is, which no repair changes.
-const NOT_DAMAGE: [&str; 2] = ["size-odd", "geometry-differs"];
+/// Warnings that no image keeps which has been repaired.
+const MENDED: [&str; 7] = [
+    "footer-511",
+    "footer-copy-lost",
+    "footer-copy-differs",
+    "batmap-lost",
+    "batmap-checksum",
+    "batmap-stale",
+    "locator-differs",
+];
 
 /// Repairs the image at `path`, which is locked meanwhile.
 ///
@@ -272,17 +280,16 @@ impl<'a> Plan<'a> {
         self.finish(&before)
     }
 
-    /// Checks what has become of the image: nothing may be wrong but what no repair mends, and was so before.
+    /// Checks what has become of the image: no error may be left, no warning of what a repair mends, and none that was
+    /// not there before.
     fn finish(&mut self, before: &check::Report) -> Result<(), RepairError> {
         let after = check::container(self.container.clone())?;
-        let was_there = |finding: &Finding| before.findings().iter().any(|old| old.code == finding.code);
+        let before: Vec<_> = before.findings().iter().map(|finding| finding.code).collect();
+        let was_hidden = before.contains(&"unreadable");
         let is_wrong = |finding: &&Finding| match finding.severity {
             Severity::Info => false,
             Severity::Error => true,
-            Severity::Warning => {
-                !NOT_DAMAGE.contains(&finding.code)
-                    && (!was_there(finding) || self.mended.iter().any(|mended| mended.code == finding.code))
-            }
+            Severity::Warning => MENDED.contains(&finding.code) || !was_hidden && !before.contains(&finding.code),
         };
         let wrong: Vec<_> = after.findings().iter().filter(is_wrong).cloned().collect();
         if !wrong.is_empty() {
@@ -308,7 +315,7 @@ impl<'a> Plan<'a> {
         Ok(Footers::read(&self.container)?.unique_id().unwrap_or_default())
     }
 
-    /// Bytes that are replaced or cut off.
+    /// Bytes that are replaced, cut off or added.
     fn changed(&self) -> Result<ByteCount, RepairError> {
         let ranges = self.overlay.changed().map_err(undo::read(&self.container))?;
         Ok(ByteCount(ranges.iter().map(|range| range.end.0 - range.start.0).sum()))

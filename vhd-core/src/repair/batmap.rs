@@ -4,7 +4,7 @@ use super::{Plan, RepairError};
 use crate::batmap::{self, BATMAP_HEADER_SIZE, Batmap, BatmapState};
 use crate::block_size::BlockPlace;
 use crate::image::{Image, ReadOnly, Tables};
-use crate::units::{BlockIndex, ByteCount, FileOffset};
+use crate::units::{ByteCount, FileOffset};
 
 impl Plan<'_> {
     /// Makes a batmap anew that is lost, has a wrong checksum, or bits that the bitmaps do not bear out.
@@ -64,11 +64,17 @@ impl Plan<'_> {
 
     /// Writes a batmap with the bits that the bitmaps bear out.
     fn fill(&self, tables: &Tables, mut batmap: Batmap) -> Result<(), RepairError> {
-        batmap.make_anew(&self.container, tables.bat.entries(), |block| self.is_full(tables, block))
+        let mut allocated = tables.bat.allocated(&self.container, tables.bat.entries()).peekable();
+        batmap.make_anew(&self.container, tables.bat.entries(), |block| {
+            // Blocks are asked for in order.
+            match allocated.next_if(|found| found.as_ref().map_or(true, |(next, _)| *next == block)) {
+                Some(found) => self.is_full(tables, found?.1),
+                None => Ok(false),
+            }
+        })
     }
 
-    fn is_full(&self, tables: &Tables, block: BlockIndex) -> Result<bool, RepairError> {
-        let Some(entry) = tables.bat.entry(&self.container, block)? else { return Ok(false) };
+    fn is_full(&self, tables: &Tables, entry: u32) -> Result<bool, RepairError> {
         let size = tables.header.block_size();
         let place = BlockPlace::from_entry(entry, size);
         if tables.fault_of(place).is_some() {
@@ -86,12 +92,13 @@ impl Plan<'_> {
             if !bit || wrong.is_some() || failed.is_some() {
                 return;
             }
-            match (self.is_full(tables, block), tables.bat.entry(&self.container, block)) {
-                (Err(error), _) => failed = Some(error),
-                (_, Err(error)) => failed = Some(error.into()),
-                (Ok(false), Ok(Some(_))) => wrong = Some("batmap-wrong"),
-                (Ok(false), Ok(None)) => wrong = Some("batmap-stale"),
-                (Ok(true), Ok(_)) => {}
+            match tables.bat.entry(&self.container, block) {
+                Ok(None) => wrong = Some("batmap-stale"),
+                Ok(Some(entry)) => match self.is_full(tables, entry) {
+                    Ok(full) => wrong = (!full).then_some("batmap-wrong"),
+                    Err(error) => failed = Some(error),
+                },
+                Err(error) => failed = Some(error.into()),
             }
         })?;
         failed.map_or(Ok(wrong), Err)

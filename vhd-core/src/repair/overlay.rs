@@ -57,7 +57,7 @@ impl Overlay {
     }
 
     /// Lists the ranges whose content differs from what is below, in order, in whole sectors but for the ends of the two
-    /// stores, and in pieces of at most [`MAX_PIECE`]. What is cut off counts; a hole that is added does not.
+    /// stores, and in pieces of at most [`MAX_PIECE`]. What is cut off or added counts.
     pub(super) fn changed(&self) -> io::Result<Vec<Range<FileOffset>>> {
         let state = self.state();
         let old_len = self.below.storage().len()?.0;
@@ -77,12 +77,14 @@ impl Overlay {
                 }
             }
         }
-        let mut cut = state.len.min(state.shown);
-        while cut < old_len {
-            let end = (cut / MAX_PIECE + 1) * MAX_PIECE;
-            let end = end.min(old_len);
-            ranges.push(FileOffset(cut)..FileOffset(end));
-            cut = end;
+        // What is cut off, and what is added: a hole, too, is content from now on.
+        for (from, to) in [(state.len.min(state.shown), old_len), (old_len, state.len)] {
+            let mut at = from;
+            while at < to {
+                let end = ((at / MAX_PIECE + 1) * MAX_PIECE).min(to);
+                ranges.push(FileOffset(at)..FileOffset(end));
+                at = end;
+            }
         }
         Ok(merged(ranges))
     }

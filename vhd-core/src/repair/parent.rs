@@ -40,13 +40,17 @@ impl Plan<'_> {
         let Named { found, tried } = self.named(&image, expected)?;
         let [(parent, _)] = found.as_slice() else {
             let path = self.container.path().into();
-            return Err(match doubt {
-                Some(source) => {
+            return match (doubt, code) {
+                (Some(source), _) => {
                     let offset = image.footer().header_offset().unwrap_or_default();
-                    RepairError::Header { path, offset, doubt: HeaderDoubt::Parent, source }
+                    Err(RepairError::Header { path, offset, doubt: HeaderDoubt::Parent, source })
                 }
-                None => RepairError::Parent { path, parent: expected, found: found.len(), tried },
-            });
+                (None, Some("locator-differs")) => {
+                    Err(RepairError::Parent { path, parent: expected, found: found.len(), tried })
+                }
+                // The other locators may still lead there.
+                (None, _) => Ok(()),
+            };
         };
         let Some(code) = code else { return Ok(()) };
         let link = ParentLink::new(folder_of(self.container.path()), parent, expected)?;

@@ -339,7 +339,10 @@ impl UndoFile {
         for record in self.records.iter().filter(|record| record.new > 0) {
             let mut bytes = vec![0; record.new];
             overlay.read_at(&mut bytes, record.at).map_err(read(image))?;
-            image.write_at(&bytes, record.at)?;
+            // What is added and zero is a hole.
+            if record.old > 0 || bytes.iter().any(|&byte| byte != 0) {
+                image.write_at(&bytes, record.at)?;
+            }
         }
         if self.new_len < self.old_len {
             image.set_len(self.new_len)?;

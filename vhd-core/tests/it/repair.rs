@@ -3,6 +3,7 @@
 mod blocks;
 mod crash;
 mod footers;
+mod hostile;
 mod journal;
 mod parent;
 mod undo;

@@ -94,7 +94,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
     if args.undo {
         return take_back(args, &options, context);
     }
-    finish_operations(args, context);
+    finish_operations(args, context)?;
     let repaired = match args.dry_run {
         true => repair::preview(&args.file, &options)?,
         false => repair::file(&args.file, &options)?,
@@ -123,15 +123,12 @@ fn take_back(args: &Args, options: &Options, context: &Context) -> Result<Status
 
 /// What an operation has recorded that was interrupted, as a change of the parent, is finished by that record: it knows
 /// what a repair would have to find out.
-fn finish_operations(args: &Args, context: &Context) {
+fn finish_operations(args: &Args, context: &Context) -> Result<(), CommandError> {
     let state = args.file.canonicalize().map(|real| folder_of(&real).join(".vhd"));
-    let is_repository = state.is_ok_and(|state| state.is_dir());
-    if !is_repository || args.dry_run {
-        return;
+    if !args.dry_run && state.is_ok_and(|state| state.is_dir()) {
+        context.repository_of(&args.file)?;
     }
-    if let Err(error) = context.repository_of(&args.file) {
-        context.note(&format!("what was interrupted in this folder is not finished: {error}"));
-    }
+    Ok(())
 }
 
 fn describe<'a>(args: &Args, repaired: &'a Repaired) -> Outcome<'a> {

@@ -72,7 +72,7 @@ fn undo_spares_what_has_been_done_since() {
     let folder = golden::unpack(&["torn-batmap.vhd"]);
     done(folder.path(), &["repair", "torn-batmap.vhd"]);
     // A new block makes the file longer.
-    crate::program::write(folder.path(), "torn-batmap.vhd", 60 << 20, &[5; 4096]);
+    crate::program::write(folder.path(), "torn-batmap.vhd", 16 << 20, &[5; 4096]);
     let before = files(folder.path());
     refused(folder.path(), &["repair", "torn-batmap.vhd", "--undo"], 5, &["changed since it was repaired"]);
     assert_eq!(files(folder.path()), before);

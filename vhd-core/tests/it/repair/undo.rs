@@ -4,9 +4,10 @@ use std::fs;
 
 use testkit::golden;
 use vhd_core::repair::{self, Options, RepairError, TakenBack, UndoError};
-use vhd_core::{FileOffset, FileStorage, Storage};
+use vhd_core::{FileOffset, FileStorage, Image, Storage};
 
 use super::{Patient, small};
+use crate::sectors;
 
 fn damaged() -> Vec<u8> {
     let mut bytes = small();
@@ -43,6 +44,22 @@ fn an_image_that_has_changed_since_is_not_taken_back() {
         assert!(matches!(undo_error(result), UndoError::Changed { .. }), "{change}");
         assert!(patient.memory.to_vec() == bytes && patient.undo().exists(), "{change}");
     }
+}
+
+/// The end of the last block was gone, and is a hole now, which a guest may write to: that is not cut off again.
+#[test]
+fn what_a_guest_has_written_into_what_was_added_is_kept() {
+    let mut bytes = small();
+    bytes.truncate(bytes.len() - 512 - 2048);
+    let patient = Patient::new(bytes);
+    patient.repair().unwrap();
+    let image = Image::writable_from_container(patient.container()).unwrap();
+    image.write(sectors(46, 1), &[9; 512]).unwrap();
+    image.close().unwrap();
+    let written = patient.memory.to_vec();
+    let result = repair::container_taken_back(&patient.container(), &patient.undo());
+    assert!(matches!(undo_error(result), UndoError::Changed { .. }));
+    assert!(patient.memory.to_vec() == written);
 }
 
 /// Whatever byte of an undo file changes, nothing is written.
