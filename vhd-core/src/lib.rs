@@ -63,6 +63,7 @@ mod locator;
 mod metadata;
 mod new_file;
 mod overlap;
+pub mod repair;
 mod resolve;
 mod storage;
 mod units;

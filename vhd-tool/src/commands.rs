@@ -12,6 +12,7 @@ pub(crate) mod gc;
 pub(crate) mod info;
 pub(crate) mod map;
 pub(crate) mod read;
+pub(crate) mod repair;
 pub(crate) mod snapshot;
 pub(crate) mod tree;
 pub(crate) mod write;

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use coalesce_worker::{CoalesceError, DeleteError, SnapshotError};
+use vhd_core::repair::{JournalError, RepairError, UndoError};
 use vhd_core::{
     ByteCount, ChainError, CreateError, FileError, FolderError, LinkError, MetadataError, OpenError, ReadError,
     StorageError, WriteError,
@@ -194,10 +195,12 @@ impl From<OpenError> for CommandError {
             OpenError::Footer { .. } | OpenError::Header { .. } | OpenError::Outside { .. } => {
                 Some("is the file whole, and a VHD? Restore it from a copy if it was one")
             }
-            OpenError::Overlap { .. } | OpenError::Block(ReadError::Block { .. }) => {
-                Some("`check FILE` lists all that is wrong with it; nothing is written to it before that is mended")
+            OpenError::Overlap { .. } | OpenError::Block(ReadError::Block { .. }) => Some(
+                "`check FILE` lists all that is wrong with it, and `repair FILE` mends what can be; nothing is written to it before",
+            ),
+            OpenError::UnfinishedResize { .. } => {
+                Some("`repair FILE` takes an interrupted resize back with its journal")
             }
-            OpenError::UnfinishedResize { .. } => Some("`vhd-util revert` takes an interrupted resize back"),
             _ => None,
         };
         Self::failed(error).hints(hint)
@@ -214,6 +217,30 @@ impl From<ChainError> for CommandError {
                 Self::failed(error).hint("`info FILE` shows the parent that each image records")
             }
         }
+    }
+}
+
+impl From<RepairError> for CommandError {
+    fn from(error: RepairError) -> Self {
+        let hint = match error {
+            RepairError::Open(_) => Some("too little is left of it: restore it from a copy"),
+            RepairError::Header { .. } => Some("restore it from a copy, or the header alone from one of the same size"),
+            RepairError::Overlap { .. } | RepairError::OverBatmap { .. } => {
+                Some("nothing was changed: copy out what can be read (`convert`), and restore the rest from a copy")
+            }
+            RepairError::Journal(JournalError::Missing { .. } | JournalError::Several { .. }) => {
+                Some("--journal names the journal of the resize")
+            }
+            RepairError::Parent { .. } => Some(PARENT),
+            RepairError::Remaining { .. } => Some("nothing was changed; `check FILE` lists all that is wrong with it"),
+            RepairError::Undo(UndoError::Device { .. }) => Some("--backup DIR names a folder for it"),
+            RepairError::Undo(UndoError::Missing { .. }) => {
+                Some("was the repair done with --backup DIR? Give it again")
+            }
+            RepairError::Undo(UndoError::Damaged { .. }) => Some("if it is of no use to you, move it away"),
+            _ => None,
+        };
+        Self::failed(error).hints(hint)
     }
 }
 

@@ -118,7 +118,7 @@ impl Image<ReadWrite> {
     }
 
     /// Writes a BAT of `entries` and its batmap at the end of the file, and then lets the header point there.
-    fn move_bat(&mut self, entries: u32) -> Result<(), MetadataError> {
+    pub(crate) fn move_bat(&mut self, entries: u32) -> Result<(), MetadataError> {
         let tables = self.tables.as_ref().expect("only called with tables");
         let with_batmap = tables.batmap != BatmapState::Absent;
         let batmap_room = if with_batmap { BATMAP_HEADER_SIZE + batmap::map_size(entries) } else { ByteCount(0) };

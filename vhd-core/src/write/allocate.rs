@@ -49,7 +49,7 @@ impl Tail {
 
 /// The end of the last table, locator or block. On a device nothing else tells it; in a file the last block may be cut
 /// short by the end, and blktap lets some batmaps reach under the footer.
-fn last_used(container: &Container, tables: &Tables) -> Result<FileOffset, StorageError> {
+pub(crate) fn last_used(container: &Container, tables: &Tables) -> Result<FileOffset, StorageError> {
     let size = tables.header.block_size();
     let regions = tables.regions().map(|region| region.range.end);
     let locators = tables.header.locators().filter_map(|(_, entry)| entry.end_within(tables.file_len()));

@@ -11,6 +11,7 @@ mod hostile;
 mod interop;
 mod link;
 mod matrix;
+mod repair;
 mod storage;
 mod write;
 

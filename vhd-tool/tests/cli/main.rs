@@ -14,6 +14,7 @@ mod map;
 mod options;
 mod program;
 mod read;
+mod repair;
 mod snapshot;
 mod tree;
 mod write;
