@@ -86,9 +86,8 @@ pub fn open_locked_parents<Mode>(
     options: &vhd_core::ChainOptions,
 ) -> Result<Option<LockedParents>, ParentsError> {
     let Some(found) = options.open_parents(image, image.path())? else { return Ok(None) };
-    let lock = |layer: &Layer| {
-        FileStorage::open(layer.path(), Lock::Shared).map_err(FileError::when(layer.path(), "lock it"))
-    };
+    let lock =
+        |layer: &Layer| FileStorage::open(layer.path(), Lock::Shared).map_err(FileError::when(layer.path(), "lock it"));
     let locks = found.layers().iter().map(lock).collect::<Result<Vec<_>, _>>()?;
     // What was read before it was locked may have changed since.
     let Some(chain) = options.open_parents(image, image.path())? else { return Ok(None) };
@@ -139,8 +138,7 @@ impl Repository {
     /// Locks all that is read through an image.
     fn lock_readers(&self, image: &Image<ReadWrite>) -> Result<Vec<FileStorage>, CompactingError> {
         let readers = self.readers_of(image)?;
-        let lock =
-            |path: &PathBuf| FileStorage::open(path, Lock::Exclusive).map_err(FileError::when(path, "lock it"));
+        let lock = |path: &PathBuf| FileStorage::open(path, Lock::Exclusive).map_err(FileError::when(path, "lock it"));
         let locks = readers.iter().map(lock).collect::<Result<_, _>>()?;
         // One that came while the others were being locked is not, and from now on none can come.
         if self.readers_of(image)? != readers {

@@ -163,11 +163,7 @@ impl Repository {
 }
 
 /// Finds the last sector beyond `size` that holds data.
-fn last_data(
-    image: &Image<ReadWrite>,
-    parents: Option<&Chain>,
-    size: ByteCount,
-) -> Result<Option<Sector>, ReadError> {
+fn last_data(image: &Image<ReadWrite>, parents: Option<&Chain>, size: ByteCount) -> Result<Option<Sector>, ReadError> {
     let end = Sector(size.whole_sectors().0);
     let own = image.last_present(end)?;
     // What lies beneath sectors that it holds itself does not matter, but then there is data anyway.

@@ -90,7 +90,8 @@ impl Bat {
         blocks: Range<u32>,
     ) -> impl Iterator<Item = Result<(BlockIndex, u32), StorageError>> + 'a {
         let blocks = blocks.start..blocks.end.min(self.entries);
-        let pages = if blocks.is_empty() { 0..0 } else { blocks.start / PAGE_ENTRIES..blocks.end.div_ceil(PAGE_ENTRIES) };
+        let pages =
+            if blocks.is_empty() { 0..0 } else { blocks.start / PAGE_ENTRIES..blocks.end.div_ceil(PAGE_ENTRIES) };
         pages.flat_map(move |index| {
             let first = index * PAGE_ENTRIES;
             let keep = self.entries <= KEPT_ENTRIES;

@@ -105,7 +105,10 @@ impl Image<ReadWrite> {
     }
 
     /// Runs the steps of a change; after one that failed, what the file says is not certain, and no more is written.
-    pub(crate) fn commit<T>(&mut self, steps: impl FnOnce(&mut Self) -> Result<T, MetadataError>) -> Result<T, MetadataError> {
+    pub(crate) fn commit<T>(
+        &mut self,
+        steps: impl FnOnce(&mut Self) -> Result<T, MetadataError>,
+    ) -> Result<T, MetadataError> {
         self.check_not_failed()?;
         let result = steps(self);
         if result.is_err() {

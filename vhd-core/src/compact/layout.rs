@@ -102,12 +102,12 @@ mod tests {
 
     #[test]
     fn the_last_block_goes_into_the_first_gap_that_is_large_enough() {
-        // Data at sectors 8, 32 and 48; the second gap is too small for a block with its bitmap.
-        let layout = Layout::plan(size(), placed(&[47, 7, 31]), vec![sectors(0..7)]);
+        // Data at sectors 8, 40, 56 and 80; only between the first two there is room for an aligned block and its bitmap.
+        let layout = Layout::plan(size(), placed(&[79, 7, 39, 55]), vec![sectors(0..7)]);
         let entry = |place: BlockPlace| place.to_entry().unwrap();
         let moves: Vec<_> = layout.moves.iter().map(|it| (it.block.0, entry(it.from), entry(it.to))).collect();
-        assert_eq!(moves, [(0, 47, 23)]);
-        assert_eq!(layout.end, FileOffset(40 * 512));
+        assert_eq!(moves, [(0, 79, 23)]);
+        assert_eq!(layout.end, FileOffset(64 * 512));
     }
 
     #[test]

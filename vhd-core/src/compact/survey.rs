@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Batch, BATCH, CompactError, Compaction, Staying};
+use super::{BATCH, Batch, CompactError, Compaction, Staying};
 use crate::block_size::BlockPlace;
 use crate::chain::{Chain, is_zeros};
 use crate::image::{Image, Tables};

@@ -46,7 +46,9 @@ impl Image<ReadWrite> {
     pub(crate) fn unpublish(&self, tables: &Tables, blocks: &[BlockIndex]) -> Result<(), WriteError> {
         let mut durable = locked(&self.mode.flushing);
         if let BatmapState::Present(batmap) = durable.batmap.get_or_insert_with(|| tables.batmap.clone()) {
-            let is_full = |block| Ok::<_, WriteError>(blocks.binary_search(&block).is_err() && self.is_full_on_disk(tables, block)?);
+            let is_full = |block| {
+                Ok::<_, WriteError>(blocks.binary_search(&block).is_err() && self.is_full_on_disk(tables, block)?)
+            };
             batmap.clear(&self.container, blocks, tables.bat.entries(), is_full)?;
             // A bit that outlives its block would speak for whatever comes there next.
             self.container.sync()?;

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod compact;
 mod create;
 mod device;
 mod fault;
@@ -9,6 +10,7 @@ mod golden;
 mod hostile;
 mod interop;
 mod link;
+mod resize;
 mod storage;
 mod write;
 
