@@ -8,7 +8,8 @@ use coalesce_worker::{Recovered, Repository};
 use vhd_core::{ByteCount, ChainOptions, FileError, ParentIdentity, ParentPlaces, folder_of};
 
 use crate::commands::{
-    check, clone, coalesce, compare, convert, create, delete, gc, info, map, read, repair, snapshot, tree, write,
+    check, clone, coalesce, compact, compare, convert, create, delete, gc, info, map, read, repair, resize, snapshot,
+    tree, write,
 };
 use crate::error::{CommandError, with_causes};
 use crate::output::{self, Output};
@@ -61,6 +62,8 @@ enum Command {
     Repair(repair::Args),
     Read(read::Args),
     Write(write::Args),
+    Resize(resize::Args),
+    Compact(compact::Args),
     Convert(convert::Args),
     Compare(compare::Args),
     Snapshot(snapshot::Args),
@@ -177,6 +180,8 @@ fn dispatch(command: &Command, context: &Context) -> Result<Status, CommandError
         Command::Repair(args) => repair::run(args, context),
         Command::Read(args) => read::run(args, context),
         Command::Write(args) => write::run(args, context),
+        Command::Resize(args) => resize::run(args, context),
+        Command::Compact(args) => compact::run(args, context),
         Command::Convert(args) => convert::run(args, context),
         Command::Compare(args) => compare::run(args, context),
         Command::Snapshot(args) => snapshot::run(args, context),

@@ -4,11 +4,11 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
-use coalesce_worker::{CoalesceError, DeleteError, SnapshotError};
+use coalesce_worker::{CoalesceError, CompactingError, DeleteError, ResizeError, SnapshotError};
 use vhd_core::repair::{JournalError, RepairError, UndoError};
 use vhd_core::{
-    ByteCount, ChainError, CreateError, FileError, FolderError, LinkError, MetadataError, OpenError, ReadError,
-    StorageError, WriteError,
+    ByteCount, ChainError, CompactError, CreateError, FileError, FolderError, LinkError, MetadataError, OpenError,
+    ReadError, StorageError, WriteError,
 };
 
 use crate::output;
@@ -273,6 +273,39 @@ impl From<DeleteError> for CommandError {
     fn from(error: DeleteError) -> Self {
         match error {
             DeleteError::Open(error) => error.into(),
+            other => Self::failed(other),
+        }
+    }
+}
+
+impl From<ResizeError> for CommandError {
+    fn from(error: ResizeError) -> Self {
+        match error {
+            ResizeError::Chain(error) => error.into(),
+            ResizeError::Metadata(MetadataError::Size { .. }) => Self::usage(error),
+            ResizeError::Data { .. } => Self::failed(error).hint("--discard gives up what lies there"),
+            ResizeError::HasChild { .. } => {
+                Self::failed(error).hint("delete the child, or merge it into this image with `coalesce`")
+            }
+            other => Self::failed(other),
+        }
+    }
+}
+
+impl From<CompactError> for CommandError {
+    fn from(error: CompactError) -> Self {
+        match error {
+            CompactError::Open(error) => error.into(),
+            other => Self::failed(other),
+        }
+    }
+}
+
+impl From<CompactingError> for CommandError {
+    fn from(error: CompactingError) -> Self {
+        match error {
+            CompactingError::Open(error) => error.into(),
+            CompactingError::Compact(error) => error.into(),
             other => Self::failed(other),
         }
     }

@@ -51,9 +51,7 @@ impl Tail {
 /// short by the end, and blktap lets some batmaps reach under the footer.
 pub(crate) fn last_used(container: &Container, tables: &Tables) -> Result<FileOffset, StorageError> {
     let size = tables.header.block_size();
-    let regions = tables.regions().map(|region| region.range.end);
-    let locators = tables.header.locators().filter_map(|(_, entry)| entry.end_within(tables.file_len()));
-    let mut end = regions.chain(locators).max().unwrap_or_default();
+    let mut end = tables.taken().map(|range| range.end).max().unwrap_or_default();
     for found in tables.bat.allocated(container, tables.bat.entries()) {
         let place = BlockPlace::from_entry(found?.1, size);
         if tables.fault_of(place).is_none() {
@@ -104,7 +102,7 @@ impl Image<ReadWrite> {
     }
 
     /// Where a good end footer stands.
-    pub(super) fn end_footer(&self) -> Option<FileOffset> {
+    pub(crate) fn end_footer(&self) -> Option<FileOffset> {
         locked(&self.mode.tail).footer
     }
 
@@ -126,6 +124,22 @@ impl Image<ReadWrite> {
         self.container.sync()?;
         *tail = Tail { end: used, footer: Some(used), grown: false, len: ByteCount(used.0 + FOOTER_SIZE.0) };
         tables.set_file_len(tail.len);
+        Ok(())
+    }
+
+    /// Ends the file of a fixed disk after the disk, with a footer: one that stands further on goes once that is durable.
+    pub(crate) fn cut_fixed(&self) -> Result<(), StorageError> {
+        let mut tail = locked(&self.mode.tail);
+        let end = FileOffset(self.footer.current_size().0);
+        if self.container.has_fixed_size() || tail.footer.is_none_or(|footer| footer < end + FOOTER_SIZE) {
+            return Ok(());
+        }
+        let len = ByteCount(end.0 + FOOTER_SIZE.0);
+        self.container.write_at(&self.footer.to_bytes(), end)?;
+        self.container.sync()?;
+        self.container.set_len(len)?;
+        self.container.sync()?;
+        *tail = Tail { end, footer: Some(end), grown: false, len };
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod compact;
 mod create;
 mod device;
 mod fault;
@@ -12,6 +13,7 @@ mod interop;
 mod link;
 mod matrix;
 mod repair;
+mod resize;
 mod storage;
 mod write;
 

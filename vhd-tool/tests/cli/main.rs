@@ -3,6 +3,7 @@
 mod check;
 mod clone;
 mod coalesce;
+mod compact;
 mod compare;
 mod convert;
 mod create;
@@ -15,6 +16,7 @@ mod options;
 mod program;
 mod read;
 mod repair;
+mod resize;
 mod snapshot;
 mod tree;
 mod write;
