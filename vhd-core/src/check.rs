@@ -1,15 +1,22 @@
 //! Finding what is wrong with an image. Nothing is changed, and nothing stops at the first finding.
 
 mod blocks;
+mod deep;
+mod footers;
+mod header;
+mod kind;
 mod parents;
+
+pub use kind::{KINDS, Kind};
+pub use parents::chain;
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::block_size::BlockSize;
-use crate::footer::{DiskType, FOOTER_SIZE, Footer};
-use crate::image::{FooterOrigin, Image, OpenError, ReadOnly};
+use crate::footer::{DiskType, FOOTER_SIZE};
+use crate::image::{Image, OpenError, ReadOnly};
 use crate::storage::{Container, FileStorage, Lock, StorageError};
 use crate::units::{ByteCount, FileOffset, SECTOR_SIZE};
 
@@ -45,6 +52,8 @@ pub struct Finding {
     pub offset: Option<FileOffset>,
     /// What it means.
     pub text: String,
+    /// What to do about it.
+    pub remedy: &'static str,
 }
 
 /// Findings of one kind that are listed one by one; of the rest only the number is.
@@ -54,25 +63,26 @@ const LISTED_PER_CODE: usize = 64;
 #[derive(Debug, Default)]
 pub struct Report {
     findings: Vec<Finding>,
-    unlisted: Vec<(&'static str, Severity, u64)>,
+    unlisted: Vec<(&'static Kind, u64)>,
 }
 
 impl Report {
-    fn add(&mut self, severity: Severity, code: &'static str, offset: Option<FileOffset>, text: impl Into<String>) {
+    fn add(&mut self, kind: &'static Kind, offset: Option<FileOffset>, text: impl Into<String>) {
+        let Kind { code, severity, remedy, .. } = *kind;
         if self.findings.iter().filter(|finding| finding.code == code).count() < LISTED_PER_CODE {
-            self.findings.push(Finding { code, severity, offset, text: text.into() });
+            self.findings.push(Finding { code, severity, offset, text: text.into(), remedy });
             return;
         }
-        match self.unlisted.iter_mut().find(|(other, ..)| *other == code) {
-            Some((_, _, count)) => *count += 1,
-            None => self.unlisted.push((code, severity, 1)),
+        match self.unlisted.iter_mut().find(|(other, _)| other.code == code) {
+            Some((_, count)) => *count += 1,
+            None => self.unlisted.push((kind, 1)),
         }
     }
 
     fn close(&mut self) {
-        for (code, severity, count) in std::mem::take(&mut self.unlisted) {
+        for (&Kind { code, severity, remedy, .. }, count) in std::mem::take(&mut self.unlisted) {
             let text = format!("{count} more findings of this kind");
-            self.findings.push(Finding { code, severity, offset: None, text });
+            self.findings.push(Finding { code, severity, offset: None, text, remedy });
         }
     }
 
@@ -87,46 +97,67 @@ impl Report {
     }
 }
 
+/// How far to look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Depth {
+    /// At everything that describes data: of each block only the bitmap is read.
+    #[default]
+    Structure,
+    /// At the data, too: whether there is some that its bitmap does not show.
+    Data,
+}
+
 /// Checks one file: footers, header, BAT, bitmaps, batmap, locators. Its parents are another matter: [`chain`].
 ///
-/// Time and reading are linear in the number of allocated blocks, and of each block only the bitmap is read.
+/// Time and reading are linear in the number of allocated blocks.
 ///
 /// # Errors
 /// A file that cannot be opened or read at all.
 pub fn file(path: &Path) -> Result<Report, StorageError> {
-    let storage = FileStorage::open(path, Lock::None).map_err(|source| StorageError::from_open(path, source))?;
-    container(Container::new(path, Arc::new(storage)))
+    file_to(path, Depth::Structure)
 }
 
-/// As [`file()`], for any store.
+/// As [`file`], to a depth; where the data is looked at, time and reading are linear in that.
+///
+/// # Errors
+/// As [`file`].
+pub fn file_to(path: &Path, depth: Depth) -> Result<Report, StorageError> {
+    let storage = FileStorage::open(path, Lock::None).map_err(|source| StorageError::from_open(path, source))?;
+    container_to(&Container::new(path, Arc::new(storage)), depth)
+}
+
+/// As [`file`], for any store.
 ///
 /// # Errors
 /// A store that cannot be read.
+#[expect(clippy::needless_pass_by_value, reason = "what is checked is not used any more")]
 pub fn container(container: Container) -> Result<Report, StorageError> {
+    container_to(&container, Depth::Structure)
+}
+
+/// As [`file_to`], for any store.
+///
+/// # Errors
+/// A store that cannot be read.
+pub fn container_to(container: &Container, depth: Depth) -> Result<Report, StorageError> {
     let mut report = Report::default();
-    match Image::<ReadOnly>::from_container(container) {
-        Err(OpenError::Storage(error)) => return Err(error),
-        Err(error) => report.add(Severity::Error, "unreadable", offset_of(&error), chain_of_causes(&error)),
-        Ok(image) => {
-            check_footers(&image, &mut report)?;
-            check_footer_fields(&image, &mut report);
-            blocks::check(&image, &mut report)?;
-            parents::check_locators(&image, &mut report)?;
+    if footers::check(container, &mut report)? {
+        match Image::<ReadOnly>::from_container(container.clone()) {
+            Err(OpenError::Storage(error)) => return Err(error),
+            Err(error) => header::explain(container, &error, &mut report)?,
+            Ok(image) => {
+                check_footer_fields(&image, &mut report)?;
+                header::check(&image, &mut report);
+                blocks::check(&image, &mut report)?;
+                if depth == Depth::Data {
+                    deep::check(&image, &mut report)?;
+                }
+                parents::check_locators(&image, &mut report)?;
+            }
         }
     }
     report.close();
     Ok(report)
-}
-
-pub use parents::chain;
-
-fn offset_of(error: &OpenError) -> Option<FileOffset> {
-    match error {
-        OpenError::Footer { offset, .. } | OpenError::Header { offset, .. } | OpenError::Outside { offset, .. } => {
-            Some(*offset)
-        }
-        _ => None,
-    }
 }
 
 fn chain_of_causes(error: &dyn std::error::Error) -> String {
@@ -139,52 +170,22 @@ fn chain_of_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn check_footers(image: &Image<ReadOnly>, report: &mut Report) -> Result<(), StorageError> {
-    let len = image.container().len()?;
-    let end = FileOffset(len.0.saturating_sub(FOOTER_SIZE.0));
-    match image.footer_origin() {
-        FooterOrigin::End => {}
-        FooterOrigin::End511 => {
-            let text =
-                "the footer at the end has 511 bytes, as Virtual PC wrote it before 2004; many readers refuse it";
-            report.add(Severity::Warning, "footer-511", Some(end), text);
-        }
-        FooterOrigin::Start => {
-            let text =
-                "no footer at the end of the file; the copy at the start is used, and many readers do not look there";
-            report.add(Severity::Error, "footer-end-lost", Some(end), text);
-        }
-    }
-    if image.footer().disk_type() == DiskType::Fixed || image.footer_origin() == FooterOrigin::Start {
-        return Ok(());
-    }
-    let mut bytes = [0; FOOTER_SIZE.0 as usize];
-    image.container().read_at(&mut bytes, FileOffset(0))?;
-    match Footer::try_from(&bytes) {
-        Err(error) => {
-            let text = format!("the copy of the footer at the start is lost: {error}");
-            report.add(Severity::Warning, "footer-copy-lost", Some(FileOffset(0)), text);
-        }
-        Ok(copy) if copy.to_bytes() != image.footer().to_bytes() => {
-            let text = "the footer at the end and its copy at the start differ; the one at the end counts";
-            report.add(Severity::Warning, "footer-copy-differs", Some(FileOffset(0)), text);
-        }
-        Ok(_) => {}
-    }
-    Ok(())
-}
-
-fn check_footer_fields(image: &Image<ReadOnly>, report: &mut Report) {
+fn check_footer_fields(image: &Image<ReadOnly>, report: &mut Report) -> Result<(), StorageError> {
     let footer = image.footer();
     let size = footer.current_size();
     if footer.poisoned() {
         let text = "a resize was interrupted: the tables may not match the data; revert it with its journal";
-        report.add(Severity::Error, "resize-unfinished", Some(FileOffset(0)), text);
+        report.add(&kind::RESIZE_UNFINISHED, Some(FileOffset(0)), text);
+    }
+    let room = image.container().len()?.0 - FOOTER_SIZE.0;
+    if footer.disk_type() == DiskType::Fixed && size.0 > room {
+        let text = format!("the disk has {size} bytes, the file only {room} before its footer");
+        report.add(&kind::FIXED_SHORT, Some(FileOffset(room)), text);
     }
     if !size.0.is_multiple_of(SECTOR_SIZE) {
         let text =
             format!("the disk has {size} bytes, which is not a whole number of sectors; the rest is not readable");
-        report.add(Severity::Warning, "size-odd", None, text);
+        report.add(&kind::SIZE_ODD, None, text);
     }
     let geometry = footer.geometry();
     let by_geometry = u64::from(geometry.cylinders) * u64::from(geometry.heads) * u64::from(geometry.sectors_per_track);
@@ -194,16 +195,17 @@ fn check_footer_fields(image: &Image<ReadOnly>, report: &mut Report) {
         let text = format!(
             "some readers go by the geometry for images of this creator and see {by_geometry} bytes; the size says {size}"
         );
-        report.add(Severity::Warning, "geometry-differs", None, text);
+        report.add(&kind::GEOMETRY_DIFFERS, None, text);
     }
     if footer.saved_state() {
         let text = "the virtual machine was suspended when it last used this disk";
-        report.add(Severity::Info, "saved-state", None, text);
+        report.add(&kind::SAVED_STATE, None, text);
     }
     if let Some(header) = image.header()
         && header.block_size() != BlockSize::DEFAULT
     {
         let text = format!("blocks of {} bytes; blktap reads only 2 MiB", header.block_size());
-        report.add(Severity::Info, "block-size", None, text);
+        report.add(&kind::BLOCK_SIZE, None, text);
     }
+    Ok(())
 }

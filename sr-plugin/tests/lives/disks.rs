@@ -12,6 +12,7 @@ use coalesce_worker::Collected;
 use serde_json::{Value, json};
 use testkit::model::read_all;
 use testkit::pattern;
+use testkit::scene::patiently;
 use vhd_core::{Chain, ChainOptions, Sector, SectorCount, SectorRange, Volume};
 
 use crate::plugin::{Plugin, Sr, program};
@@ -24,7 +25,8 @@ pub(crate) fn image(sr: &Sr, key: &str) -> PathBuf {
 /// Writes a pattern, as a guest would.
 pub(crate) fn write(sr: &Sr, key: &str, start: u64, count: u64, tag: u16) {
     let range = SectorRange::new(Sector(start), SectorCount(count));
-    let volume = Volume::open(&image(sr, key), &ChainOptions::default()).unwrap();
+    // A collection may have it for a moment.
+    let volume = patiently(|| Volume::open(&image(sr, key), &ChainOptions::default())).unwrap();
     volume.write(range, &pattern::fill(range, tag)).unwrap();
     volume.close().unwrap();
 }

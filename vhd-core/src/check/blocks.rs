@@ -1,6 +1,6 @@
 //! The BAT, the blocks it places, their bitmaps, and the batmap.
 
-use super::{Report, Severity};
+use super::{Report, kind};
 use crate::batmap::BatmapState;
 use crate::block_size::BlockPlace;
 use crate::image::{FooterOrigin, Image, ReadError, ReadOnly, Tables};
@@ -30,6 +30,13 @@ fn room(image: &Image<ReadOnly>, tables: &Tables) -> FileOffset {
 fn check_places(image: &Image<ReadOnly>, tables: &Tables, report: &mut Report) -> Result<FileOffset, StorageError> {
     let size = tables.header.block_size();
     let room = room(image, tables);
+    let locators: Vec<_> = image.header().filter(|_| image.is_differencing()).map_or(Vec::new(), |header| {
+        header
+            .locators()
+            .map(|(slot, entry)| (slot, entry.offset.0..entry.offset.0.saturating_add(entry.length.0)))
+            .collect()
+    });
+    let mut aligned = Alignment::default();
     let mut end = FileOffset(0);
     for found in tables.bat.allocated(image.container(), tables.bat.entries()) {
         let (block, entry) = found?;
@@ -37,21 +44,58 @@ fn check_places(image: &Image<ReadOnly>, tables: &Tables, report: &mut Report) -
         let entry_at = Some(tables.header.table_offset() + ByteCount(u64::from(block.0) * 4));
         if block.0 >= image.blocks() {
             let text = format!("BAT entry {block} is in use, beyond the {} blocks of the disk", image.blocks());
-            report.add(Severity::Info, "bat-beyond-disk", entry_at, text);
+            report.add(&kind::BAT_BEYOND_DISK, entry_at, text);
         }
         if let Some(fault) = tables.fault_of(place) {
             let text = format!("the BAT puts block {block} at offset {}, but {fault}", place.bitmap);
-            report.add(Severity::Error, "bat-entry", entry_at, text);
+            report.add(&kind::BAT_ENTRY, entry_at, text);
             continue;
         }
         let block_end = place.data + size.bytes();
         if block_end > room {
             let text = format!("block {block} is cut short: it would end at {block_end}, its room ends at {room}");
-            report.add(Severity::Error, "block-truncated", Some(place.bitmap), text);
+            report.add(&kind::BLOCK_TRUNCATED, Some(place.bitmap), text);
         }
+        if let Some((slot, _)) = locators.iter().find(|(_, text)| text.start < block_end.0 && place.bitmap.0 < text.end)
+        {
+            let text = format!("block {block} lies over parent locator {slot}");
+            report.add(&kind::BLOCK_OVER_LOCATOR, entry_at, text);
+        }
+        aligned.see(block, place);
         end = end.max(block_end);
     }
+    if let Some((block, place)) = aligned.only_one() {
+        let text = format!(
+            "BAT entry {block} is odd: alone of all blocks, its data at {} is not on a 4 KiB boundary",
+            place.data
+        );
+        report.add(&kind::BLOCK_PLACE, Some(place.bitmap), text);
+    }
     Ok(end)
+}
+
+/// How many blocks lie on a 4 KiB boundary.
+#[derive(Default)]
+struct Alignment {
+    aligned: u64,
+    others: u64,
+    last_other: Option<(BlockIndex, BlockPlace)>,
+}
+
+impl Alignment {
+    fn see(&mut self, block: BlockIndex, place: BlockPlace) {
+        if place.data.0.is_multiple_of(4096) {
+            self.aligned += 1;
+        } else {
+            self.others += 1;
+            self.last_other = Some((block, place));
+        }
+    }
+
+    /// The block that does not, where all others, and several, do.
+    fn only_one(&self) -> Option<(BlockIndex, BlockPlace)> {
+        self.last_other.filter(|_| self.others == 1 && self.aligned >= 3)
+    }
 }
 
 fn check_overlaps(image: &Image<ReadOnly>, tables: &Tables, report: &mut Report) -> Result<(), StorageError> {
@@ -67,7 +111,7 @@ fn check_overlaps(image: &Image<ReadOnly>, tables: &Tables, report: &mut Report)
     };
     find_overlaps(size, tables.file_len(), sound, |overlap| {
         let text = format!("{overlap}: what one of them writes, the other reads");
-        report.add(Severity::Error, "block-overlap", Some(overlap.at), text);
+        report.add(&kind::BLOCK_OVERLAP, Some(overlap.at), text);
     })
 }
 
@@ -78,14 +122,14 @@ fn check_batmap(image: &Image<ReadOnly>, tables: &Tables, report: &mut Report) -
             let at = crate::batmap::header_offset(&tables.header);
             let text =
                 "the creator promises a batmap and there is none (qemu overwrites it); blktap will not open this image";
-            report.add(Severity::Warning, "batmap-lost", Some(at), text);
+            report.add(&kind::BATMAP_LOST, Some(at), text);
             return Ok(());
         }
         BatmapState::Present(batmap) => batmap,
     };
     if !batmap.is_intact(image.container())? {
         let text = "the batmap's checksum is wrong; the bitmaps say the same and are used";
-        report.add(Severity::Warning, "batmap-checksum", Some(batmap.region().start), text);
+        report.add(&kind::BATMAP_CHECKSUM, Some(batmap.region().start), text);
         return Ok(());
     }
     let sectors = tables.header.block_size().sectors();
@@ -100,9 +144,7 @@ fn check_batmap(image: &Image<ReadOnly>, tables: &Tables, report: &mut Report) -
                 let text = format!(
                     "the batmap says that block {block} is full, its bitmap that it is not: blktap reads garbage"
                 );
-                report.add(
-                    Severity::Error,
-                    "batmap-wrong",
+                report.add(&kind::BATMAP_WRONG,
                     Some(batmap.map_offset() + ByteCount(u64::from(block.0) / 8)),
                     text,
                 );
@@ -110,7 +152,7 @@ fn check_batmap(image: &Image<ReadOnly>, tables: &Tables, report: &mut Report) -
             Ok(None) if bit => {
                 let text = format!("the batmap says that block {block} is full, but it is not allocated: once it is, blktap reads garbage");
                 let at = batmap.map_offset() + ByteCount(u64::from(block.0) / 8);
-                report.add(Severity::Warning, "batmap-stale", Some(at), text);
+                report.add(&kind::BATMAP_STALE, Some(at), text);
             }
             Ok(Some(true)) if !bit => unknown_full += 1,
             Ok(_) => {}
@@ -119,7 +161,7 @@ fn check_batmap(image: &Image<ReadOnly>, tables: &Tables, report: &mut Report) -
     })?;
     if unknown_full > 0 {
         let text = format!("{unknown_full} full blocks are not in the batmap; blktap reads their bitmaps instead");
-        report.add(Severity::Info, "batmap-behind", Some(batmap.map_offset()), text);
+        report.add(&kind::BATMAP_BEHIND, Some(batmap.map_offset()), text);
     }
     failed.map_or(Ok(()), Err)
 }
@@ -152,7 +194,7 @@ fn check_tail(image: &Image<ReadOnly>, end_of_blocks: FileOffset, report: &mut R
     // Alignment leaves up to 4 KiB between the last block and the footer.
     if used.0 + 4096 < room.0 {
         let text = format!("{} bytes between the last block and the footer belong to nothing", room.0 - used.0);
-        report.add(Severity::Info, "stray-bytes", Some(used), text);
+        report.add(&kind::STRAY_BYTES, Some(used), text);
     }
     Ok(())
 }

@@ -1,9 +1,11 @@
 //! What an image says of its parent, and whether that is so.
 
 use std::path::Path;
+use std::{fs, iter};
 
-use super::{Report, Severity, chain_of_causes};
-use crate::chain::{ChainError, ChainOptions};
+use super::{Depth, Kind, Report, chain_of_causes, kind};
+use crate::chain::{Chain, ChainError, ChainOptions, ParentRefusal};
+use crate::footer::Timestamp;
 use crate::image::{Image, Layer, ReadOnly};
 use crate::locator::{self, MAX_LOCATOR_LENGTH};
 use crate::storage::{Lock, StorageError};
@@ -19,18 +21,18 @@ pub(super) fn check_locators(image: &Image<ReadOnly>, report: &mut Report) -> Re
         if entry.length > MAX_LOCATOR_LENGTH || end.is_none_or(|end| end > len.0) {
             let text =
                 format!("parent locator {slot}: {} bytes at {} do not lie in the file", entry.length, entry.offset);
-            report.add(Severity::Warning, "locator-place", at, text);
+            report.add(&kind::LOCATOR_PLACE, at, text);
             continue;
         }
         if entry.length > entry.space {
             let text = format!("parent locator {slot}: text of {} bytes in room for {}", entry.length, entry.space);
-            report.add(Severity::Warning, "locator-room", at, text);
+            report.add(&kind::LOCATOR_ROOM, at, text);
         }
         if let Some(region) = image.regions().find(|region| {
             entry.offset < region.range.end && region.range.start < entry.offset + ByteCount(entry.length.0)
         }) {
             let text = format!("parent locator {slot} lies over the {}", region.name);
-            report.add(Severity::Error, "locator-place", at, text);
+            report.add(&kind::LOCATOR_PLACE, at, text);
             continue;
         }
         let mut text = vec![0; entry.length.0 as usize];
@@ -38,7 +40,7 @@ pub(super) fn check_locators(image: &Image<ReadOnly>, report: &mut Report) -> Re
         let paths = locator::decode_paths(entry.code, &text);
         if paths.is_empty() && !matches!(entry.code, locator::PlatformCode::Other(_)) {
             let text = format!("parent locator {slot}: not text of its kind");
-            report.add(Severity::Warning, "locator-text", at, text);
+            report.add(&kind::LOCATOR_TEXT, at, text);
         }
         let name = paths.last().and_then(|path| path.file_name()).and_then(|name| name.to_str());
         names.extend(name.map(|name| (name.to_owned(), entry.offset)));
@@ -48,22 +50,27 @@ pub(super) fn check_locators(image: &Image<ReadOnly>, report: &mut Report) -> Re
         if !in_header.is_empty() && *name != in_header {
             let text =
                 format!("a parent locator names {name:?}, the header {in_header:?}: a relink may not have ended");
-            report.add(Severity::Warning, "locator-differs", Some(*at), text);
+            report.add(&kind::LOCATOR_DIFFERS, Some(*at), text);
         }
     }
     if names.is_empty() && in_header.is_empty() {
-        report.add(Severity::Error, "locator-none", None, "nothing says where the parent is");
+        report.add(&kind::LOCATOR_NONE, None, "nothing says where the parent is");
     }
     Ok(())
 }
 
-/// Checks that the parents of the image at `path` can be opened, are who their children say, and fit.
+/// Checks that the parents of the image at `path` can be opened, are who their children say, and fit; and where data is
+/// looked at, too, that their files have not changed since.
 ///
 /// Gives the paths of the parents that are VHDs, so that each can be checked as a file.
 ///
 /// # Errors
 /// A file that cannot be read at all.
-pub fn chain(path: &Path, options: &ChainOptions) -> Result<(Report, Vec<std::path::PathBuf>), StorageError> {
+pub fn chain(
+    path: &Path,
+    options: &ChainOptions,
+    depth: Depth,
+) -> Result<(Report, Vec<std::path::PathBuf>), StorageError> {
     let mut report = Report::default();
     // Where the top cannot be opened, its own report says so.
     let Ok(top) = Image::<ReadOnly>::open(path, Lock::None) else { return Ok((report, Vec::new())) };
@@ -71,19 +78,57 @@ pub fn chain(path: &Path, options: &ChainOptions) -> Result<(Report, Vec<std::pa
         Ok(parents) => parents,
         Err(ChainError::Open(crate::image::OpenError::Storage(error))) => return Err(error),
         Err(error) => {
-            report.add(Severity::Error, "parent", None, chain_of_causes(&error));
+            report.add(kind_of(&error), None, chain_of_causes(&error));
             return Ok((report, Vec::new()));
         }
     };
+    if depth == Depth::Data {
+        check_timestamps(&top, parents.as_ref(), &mut report);
+    }
     let layers: &[Layer] = parents.as_ref().map_or(&[], |chain| chain.layers());
     let mut child_size = top.footer().current_size();
     for layer in layers {
         if layer.size() > child_size {
             let text = format!("{} has {} bytes, its child only {child_size}", layer.path().display(), layer.size());
-            report.add(Severity::Warning, "parent-larger", None, text);
+            report.add(&kind::PARENT_LARGER, None, text);
         }
         child_size = layer.size();
     }
     let paths = layers.iter().filter(|layer| layer.as_vhd().is_some()).map(|layer| layer.path().to_path_buf());
     Ok((report, paths.collect()))
+}
+
+fn kind_of(error: &ChainError) -> &'static Kind {
+    match error {
+        ChainError::Cycle { .. } => &kind::CHAIN_CYCLE,
+        ChainError::TooDeep { .. } => &kind::CHAIN_DEPTH,
+        ChainError::Open(_) | ChainError::Mend(_) => &kind::PARENT_UNREADABLE,
+        ChainError::Parent { tried, .. } => {
+            let any = |is: fn(&ParentRefusal) -> bool| tried.iter().any(is);
+            if any(|it| matches!(it, ParentRefusal::Identity { .. } | ParentRefusal::NotRaw { .. })) {
+                &kind::PARENT_IDENTITY
+            } else if any(|it| matches!(it, ParentRefusal::Open(_))) {
+                &kind::PARENT_UNREADABLE
+            } else {
+                &kind::PARENT_MISSING
+            }
+        }
+    }
+}
+
+/// Compares the times that children have recorded with those of their parents' files.
+fn check_timestamps(top: &Image<ReadOnly>, parents: Option<&Chain>, report: &mut Report) {
+    let parents: &[Layer] = parents.map_or(&[], Chain::layers);
+    let children = iter::once(top).chain(parents.iter().filter_map(Layer::as_vhd));
+    for (child, parent) in children.zip(parents) {
+        let modified = fs::metadata(parent.path()).and_then(|metadata| metadata.modified());
+        let (Some(header), Ok(modified)) = (child.header(), modified) else { continue };
+        // Some writers record nothing.
+        let recorded = header.parent_timestamp();
+        if recorded.0 != 0 && recorded != Timestamp::from(modified) {
+            let name = parent.path().display();
+            let text = format!("{name}: its file has changed since {} was linked to it", child.path().display());
+            report.add(&kind::PARENT_MODIFIED, None, text);
+        }
+    }
 }

@@ -5,6 +5,7 @@
 mod create;
 mod device;
 mod fault;
+mod findings;
 mod golden;
 mod hostile;
 mod interop;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use vhd_core::check::{self, Report, Severity};
+use vhd_core::check::{self, Depth, Report, Severity};
 
 use super::Format;
 use crate::cli::{Context, Status};
@@ -25,6 +25,9 @@ pub(crate) struct Args {
     /// Check all its parents too
     #[arg(long)]
     chain: bool,
+    /// Read all data, too: find what no bitmap shows, and parents that have changed since
+    #[arg(long)]
+    deep: bool,
     #[command(flatten)]
     format: Format,
 }
@@ -48,15 +51,17 @@ struct Finding {
     #[serde(skip_serializing_if = "Option::is_none")]
     offset: Option<u64>,
     meaning: String,
+    remedy: &'static str,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError> {
-    let own = check::file(&args.file)?;
-    let (of_parents, parents) = check::chain(&args.file, &context.chain_options())?;
+    let depth = if args.deep { Depth::Data } else { Depth::Structure };
+    let own = check::file_to(&args.file, depth)?;
+    let (of_parents, parents) = check::chain(&args.file, &context.chain_options(), depth)?;
     let mut worst = own.worst().max(of_parents.worst());
     let mut files = vec![describe(&args.file, &[own, of_parents])];
     for parent in parents.iter().filter(|_| args.chain) {
-        let report = check::file(parent)?;
+        let report = check::file_to(parent, depth)?;
         worst = worst.max(report.worst());
         files.push(describe(parent, &[report]));
     }
@@ -67,9 +72,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
             if findings.is_empty() {
                 writeln!(out, "{file}: nothing found")?;
             }
-            for Finding { severity, code, offset, meaning } in findings {
+            for Finding { severity, code, offset, meaning, remedy } in findings {
                 let at = offset.map_or(String::new(), |offset| format!(" at offset {offset}"));
                 writeln!(out, "{file}: {severity}{at}: {meaning} [{code}]")?;
+                if !remedy.starts_with("None needed") {
+                    writeln!(out, "  {remedy}")?;
+                }
             }
         }
         Ok(())
@@ -87,6 +95,7 @@ fn describe(path: &Path, reports: &[Report]) -> CheckedFile {
         code: finding.code,
         offset: finding.offset.map(|offset| offset.0),
         meaning: finding.text.clone(),
+        remedy: finding.remedy,
     });
     CheckedFile { file: path.display().to_string(), findings: findings.collect() }
 }

@@ -35,7 +35,9 @@ fn a_finding_has_severity_offset_code_and_meaning() {
     assert_eq!(checked["worst"], "error");
     let (text, _) = ended(folder.path(), &["check", "overlapping-blocks.vhd"], 4);
     assert!(text.starts_with("overlapping-blocks.vhd: error at offset 29421056: "), "{text}");
-    assert!(text.ends_with("[block-overlap]\n"), "{text}");
+    let (finding, remedy) = text.split_once('\n').unwrap();
+    assert!(finding.ends_with("[block-overlap]") && remedy.starts_with("  `vhd-tool repair`"), "{text}");
+    assert!(text.contains(checked["files"][0]["findings"][0]["remedy"].as_str().unwrap()));
 }
 
 #[test]
@@ -54,13 +56,21 @@ fn chain_checks_every_parent() {
 fn a_missing_parent_is_an_error() {
     let folder = golden::unpack(&["leaf.vhd"]);
     let checked = json_ended(folder.path(), &["check", "leaf.vhd"], 4);
-    assert_eq!(checked["files"][0]["findings"][0]["code"], "parent");
+    assert_eq!(checked["files"][0]["findings"][0]["code"], "parent-missing");
 }
 
 #[test]
 fn what_is_no_image_has_one_error() {
     let folder = golden::unpack(&["raw-parent.img"]);
     let checked = json_ended(folder.path(), &["check", "raw-parent.img"], 4);
-    assert_eq!(checked["files"][0]["findings"][0]["code"], "unreadable");
+    assert_eq!(checked["files"][0]["findings"][0]["code"], "footer-lost");
     refused(folder.path(), &["check", "nowhere.vhd"], 5, &["nowhere.vhd"]);
+}
+
+#[test]
+fn deep_reads_the_data_and_compares_times() {
+    let folder = golden::unpack(&["base.vhd", "mid.vhd"]);
+    assert!(done(folder.path(), &["check", "mid.vhd"]).contains("nothing found"));
+    let deep = json_ended(folder.path(), &["check", "mid.vhd", "--deep"], 0);
+    assert_eq!(deep["files"][0]["findings"][0]["code"], "parent-modified", "it was unpacked just now");
 }

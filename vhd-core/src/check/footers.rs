@@ -1,0 +1,99 @@
+//! The two footers, by what they are made of: also where only one of them is left.
+
+use super::{Report, chain_of_causes, kind};
+use crate::footer::{DiskType, FOOTER_SIZE, Footer, FooterError};
+use crate::format::RawFooter;
+use crate::storage::{Container, StorageError};
+use crate::units::{ByteCount, FileOffset};
+
+const SIZE: usize = FOOTER_SIZE.0 as usize;
+
+/// What stands where a footer should.
+struct Found {
+    bytes: [u8; SIZE],
+    footer: Result<Footer, FooterError>,
+}
+
+impl Found {
+    /// Reads the last `length` bytes of the file, or as many of those at its start.
+    fn read(container: &Container, at: FileOffset, length: usize) -> Result<Self, StorageError> {
+        let mut bytes = [0; SIZE];
+        if at.0 + length as u64 <= container.len()?.0 {
+            container.read_at(&mut bytes[..length], at)?;
+        }
+        Ok(Self { bytes, footer: Footer::try_from(&bytes) })
+    }
+
+    /// Says what is wrong, beside a footer that is whole.
+    fn fault(&self, whole: &Footer) -> String {
+        let Err(error) = &self.footer else { return String::new() };
+        let whole = whole.to_bytes();
+        let equal = self.bytes.iter().zip(&whole).filter(|(a, b)| a == b).count();
+        // Something else altogether has no fields to name.
+        if equal * 2 < SIZE || self.bytes.iter().all(|&byte| byte == 0) {
+            return chain_of_causes(error);
+        }
+        format!("{}; other than in the whole one: {}", chain_of_causes(error), differing(&self.bytes, &whole))
+    }
+}
+
+/// Names the fields in which two footers differ.
+fn differing(one: &[u8; SIZE], other: &[u8; SIZE]) -> String {
+    let fields = RawFooter::FIELDS.iter().filter(|(_, range)| one[range.clone()] != other[range.clone()]);
+    fields.map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+}
+
+/// Checks both footers; tells whether either can be used.
+pub(super) fn check(container: &Container, report: &mut Report) -> Result<bool, StorageError> {
+    let len = container.len()?;
+    let end_at = FileOffset(len.0.saturating_sub(FOOTER_SIZE.0));
+    let end = Found::read(container, end_at, SIZE)?;
+    let start = Found::read(container, FileOffset(0), SIZE)?;
+    let old_end = Found::read(container, FileOffset(len.0.saturating_sub(511)), 511)?;
+    let counts = match (&end.footer, &old_end.footer) {
+        (Ok(footer), _) => footer,
+        (Err(_), Ok(footer)) => {
+            let text =
+                "the footer at the end has 511 bytes, as Virtual PC wrote it before 2004; many readers refuse it";
+            report.add(&kind::FOOTER_511, Some(end_at + ByteCount(1)), text);
+            footer
+        }
+        (Err(_), Err(_)) => match &start.footer {
+            // At the start of a fixed disk is the guest's first sector.
+            Ok(copy) if copy.disk_type() != DiskType::Fixed => {
+                let text =
+                    format!("no footer at the end of the file, the copy at the start is used: {}", end.fault(copy));
+                report.add(&kind::FOOTER_END_LOST, Some(end_at), text);
+                return Ok(true);
+            }
+            _ => {
+                let text = match &end.footer {
+                    Err(error) => {
+                        format!("not a VHD, or both its footers are lost: at the end, {}", chain_of_causes(error))
+                    }
+                    Ok(_) => String::new(),
+                };
+                report.add(&kind::FOOTER_LOST, Some(end_at), text);
+                return Ok(false);
+            }
+        },
+    };
+    if counts.disk_type() == DiskType::Fixed {
+        return Ok(true);
+    }
+    match &start.footer {
+        Err(_) => {
+            let text = format!("the copy of the footer at the start is lost: {}", start.fault(counts));
+            report.add(&kind::FOOTER_COPY_LOST, Some(FileOffset(0)), text);
+        }
+        Ok(copy) if copy.to_bytes() != counts.to_bytes() => {
+            let fields = differing(&copy.to_bytes(), &counts.to_bytes());
+            let text = format!(
+                "the footer at the end and its copy at the start differ in {fields}; the one at the end counts"
+            );
+            report.add(&kind::FOOTER_COPY_DIFFERS, Some(FileOffset(0)), text);
+        }
+        Ok(_) => {}
+    }
+    Ok(true)
+}
