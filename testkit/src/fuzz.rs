@@ -27,7 +27,7 @@ mod seeds;
 pub use chain::chain;
 pub use corpus::{corpus, write_seeds};
 pub use image::image;
-pub use journal::journal;
+pub use journal::{framed, journal};
 pub use mutate::mutations;
 pub use operations::operations;
 pub use plugin::plugin;

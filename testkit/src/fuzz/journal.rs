@@ -38,8 +38,8 @@ pub fn journal(data: &[u8]) {
     place.check();
 }
 
-/// Makes a journal of records, a line each.
-fn framed(lines: &[u8]) -> Vec<u8> {
+/// Makes a journal of records, a line of JSON each.
+pub fn framed(lines: &[u8]) -> Vec<u8> {
     let crc = Crc::<u32>::new(&CRC_32_ISO_HDLC);
     let mut bytes = MAGIC.to_vec();
     for line in lines.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
