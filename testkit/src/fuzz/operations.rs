@@ -13,11 +13,11 @@ use crate::sparse::SparseStorage;
 use super::input::Input;
 
 /// The most sectors that the disk has.
-const MOST_SECTORS: u64 = 640;
+const MOST_SECTORS: u64 = 320;
 /// The most operations of an input.
-const MOST_OPERATIONS: usize = 200;
+const MOST_OPERATIONS: usize = 60;
 /// The most snapshots.
-const MOST_LAYERS: usize = 12;
+const MOST_LAYERS: usize = 6;
 
 /// A volume, the images beneath it, and what each must read as.
 #[derive(Debug)]
