@@ -12,11 +12,12 @@
 //! A frame counts once it is whole, and each is durable before the next step is taken; what power failed in is cut off.
 
 use std::fs::{self, File, TryLockError};
-use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crc::{CRC_32_ISO_HDLC, Crc};
+use rustix::fs::OFlags;
 use uuid::Uuid;
 use vhd_core::{Existing, FileError, NewFile, folder_of, sync_folder};
 
@@ -26,6 +27,8 @@ const MAGIC: &[u8; 8] = b"vhdjrnl1";
 const FRAME_HEADER: usize = 8;
 /// What a record may take: it holds two headers, or the names of a chain.
 const MAX_RECORD: u32 = 16 << 20;
+/// What a journal may take: a merge adds some hundred bytes at each checkpoint. A longer one is left alone.
+const MAX_JOURNAL: u64 = 64 << 20;
 const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 const EXTENSION: &str = "journal";
 
@@ -85,7 +88,7 @@ impl Journal {
     /// Takes over the journal at `path` and reads it; `None` where its process lives, or it is gone.
     pub(crate) fn take_over(path: &Path) -> Result<Option<(Self, Vec<Record>)>, FileError> {
         let failed = |source| FileError { path: path.into(), action: "read the journal", source };
-        let file = match File::options().read(true).write(true).open(path) {
+        let file = match open(path, true) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file.map_err(failed)?,
         };
@@ -97,7 +100,7 @@ impl Journal {
         if file.metadata().map_err(failed)?.nlink() == 0 {
             return Ok(None);
         }
-        let bytes = fs::read(path).map_err(failed)?;
+        let Some(bytes) = read(&file).map_err(failed)? else { return Ok(None) };
         let Parsed { records, end, is_foreign } = parse(&bytes);
         if is_foreign {
             // Of a later version, which knows what to do with it.
@@ -110,24 +113,44 @@ impl Journal {
 
     /// Reads the journal of whoever works on it.
     pub(crate) fn peek(path: &Path) -> Result<Vec<Record>, FileError> {
-        match fs::read(path) {
+        match open(path, false).and_then(|file| read(&file)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            bytes => Ok(parse(&bytes.map_err(FileError::when(path, "read the journal"))?).records),
+            bytes => Ok(parse(&bytes.map_err(FileError::when(path, "read the journal"))?.unwrap_or_default()).records),
         }
     }
 
-    /// Lists the journals in a folder, in the order of their names; none where there is no such folder.
+    /// Lists the journals in a folder, in the order of their names; none where there is no such folder. What is no file,
+    /// a link for instance, is no journal.
     pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
         let entries = match fs::read_dir(folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>),
         };
         let entries = entries.map_err(FileError::when(folder, "list the folder"))?;
-        let paths = entries.into_iter().map(|entry| entry.path());
+        let files = entries.into_iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+        let paths = files.map(|entry| entry.path());
         let mut found: Vec<_> = paths.filter(|path| path.extension().is_some_and(|it| it == EXTENSION)).collect();
         found.sort_unstable();
         Ok(found)
     }
+}
+
+/// Opens a journal: the file itself, not what a link leads to, and without waiting for whatever else it may be.
+fn open(path: &Path, write: bool) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    File::options().read(true).write(write).custom_flags(flags.bits().cast_signed()).open(path)
+}
+
+/// Reads a journal; `None` for one that is no file, or longer than any can be.
+fn read(file: &File) -> io::Result<Option<Vec<u8>>> {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() > MAX_JOURNAL {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    // Whoever works on it may add to it meanwhile.
+    file.take(MAX_JOURNAL).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
 }
 
 fn checksum(length: [u8; 4], text: &[u8]) -> u32 {

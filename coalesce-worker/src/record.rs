@@ -48,6 +48,27 @@ pub(crate) enum Record {
     Released { reader: PathBuf },
 }
 
+impl Record {
+    /// All paths that it holds.
+    pub(crate) fn paths(&self) -> Vec<&Path> {
+        let paths: Vec<&PathBuf> = match self {
+            Self::Snapshot(SnapshotIntent { volume, snapshot, base, prepared_volume, prepared_snapshot, .. }) => {
+                vec![volume, snapshot, base, prepared_volume, prepared_snapshot]
+            }
+            Self::Delete(file) | Self::Compact(file) | Self::Resize { file, .. } => vec![&file.path],
+            Self::Compose { child, parent, .. } => vec![&child.path, &parent.path],
+            Self::Revert { volume, displaced, prepared } => vec![volume, displaced, prepared],
+            Self::Merge(intent) => intent.files().chain(&intent.beneath).map(|file| &file.path).collect(),
+            Self::Holds { images } => images.iter().collect(),
+            Self::Header(header) => vec![&header.image],
+            Self::Linked { obsolete, readers } => obsolete.iter().map(|file| &file.path).chain(readers).collect(),
+            Self::Released { reader } => vec![reader],
+            Self::Checkpoint { .. } | Self::Merged => Vec::new(),
+        };
+        paths.into_iter().map(PathBuf::as_path).collect()
+    }
+}
+
 /// A snapshot: `volume`'s file becomes `base`, and `volume` and `snapshot` its children.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SnapshotIntent {

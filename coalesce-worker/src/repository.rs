@@ -6,11 +6,13 @@ pub use recover::{Recovered, Unfinished, WaitReason};
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use vhd_core::{ChainOptions, FileError, Files, Folder, FolderError, folder_of, sync_folder};
+use rustix::fs::OFlags;
+use vhd_core::{ChainOptions, FileError, Files, Folder, FolderError, ParentPlaces, folder_of, sync_folder};
 
 use crate::abort::Abort;
 use crate::journal::Journal;
@@ -127,6 +129,29 @@ impl Repository {
         self.folder.join(path)
     }
 
+    /// Tells whether a path that a journal names leads into the repository, or to where parents may be: whoever can
+    /// write to the repository can write a journal, and that must not reach further than he does.
+    pub(crate) fn is_ours(&self, path: &Path) -> bool {
+        let path = self.absolute(path);
+        let real = path.canonicalize().ok().or_else(|| {
+            // Nothing is there, or a link that leads nowhere.
+            let folder = folder_of(&path).canonicalize().ok()?;
+            let name = path.file_name()?;
+            fs::symlink_metadata(&path).is_err().then(|| folder.join(name))
+        });
+        let real = real.or_else(|| {
+            // Its folder is gone, too, and with it all that could be done to the file.
+            let is_plain = |part| matches!(part, Component::Normal(_) | Component::RootDir);
+            (!folder_of(&path).exists() && path.components().all(is_plain)).then(|| path.clone())
+        });
+        let allowed = match &self.options.parents {
+            ParentPlaces::Anywhere => return real.is_some(),
+            ParentPlaces::Within(roots) => roots,
+        };
+        let roots = allowed.iter().filter_map(|root| root.canonicalize().ok()).chain([self.folder.clone()]);
+        real.is_some_and(|real| roots.into_iter().any(|root| real != root && real.starts_with(root)))
+    }
+
     /// Waits for everybody else who changes the structure, and keeps them away.
     pub(crate) fn lock_structure(&self) -> Result<StructureLock, FileError> {
         self.lock_structure_until(&Abort::new())
@@ -136,14 +161,16 @@ impl Repository {
     pub(crate) fn lock_structure_until(&self, abort: &Abort) -> Result<StructureLock, FileError> {
         let state = self.state();
         match fs::create_dir(&state) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => check_is_folder(&state)?,
             made => {
                 made.map_err(FileError::when(&state, "make the state folder"))?;
                 sync_folder(&self.folder)?;
             }
         }
         let path = state.join("lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let flags = flags.bits().cast_signed();
+        let file = File::options().create(true).truncate(false).write(true).custom_flags(flags).open(&path);
         let file = file.map_err(FileError::when(&path, "open the lock"))?;
         let start = Instant::now();
         loop {
@@ -198,4 +225,13 @@ impl Repository {
         }
         Ok(records)
     }
+}
+
+/// Refuses a state folder that is a link: what is done in it would be done somewhere else.
+fn check_is_folder(state: &Path) -> Result<(), FileError> {
+    let found = fs::symlink_metadata(state).map_err(FileError::when(state, "look at the state folder"))?;
+    if found.is_dir() {
+        return Ok(());
+    }
+    Err(FileError::when(state, "use it as the state folder")(io::ErrorKind::NotADirectory.into()))
 }

@@ -2,8 +2,12 @@
 //! which then stops, to be resumed later.
 
 use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use rustix::fs::OFlags;
 
 use crate::journal::Journal;
 use crate::record::Record;
@@ -19,6 +23,12 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// Where a note to the merge with this journal lies.
 pub(crate) fn note_for(journal: &Path) -> PathBuf {
     journal.with_extension("yield")
+}
+
+/// Leaves a note: an empty file, and no other one that a link leads to.
+fn leave(note: &Path) -> io::Result<()> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    File::options().create(true).append(true).custom_flags(flags.bits().cast_signed()).open(note).map(drop)
 }
 
 /// A note that is taken back when it is dropped.
@@ -39,12 +49,12 @@ impl YieldRequest {
         };
         let journal = Journal::list(&repository.state()).ok()?.into_iter().find(merges)?;
         let note = note_for(&journal);
-        File::create(&note).ok().map(|_| Self(note))
+        leave(&note).ok().map(|()| Self(note))
     }
 
     /// Leaves the note again where it is gone: a merge that just starts takes what it finds for an old one.
     pub(crate) fn renew(&self) {
-        let _ = File::options().create(true).append(true).open(&self.0);
+        let _ = leave(&self.0);
     }
 }
 

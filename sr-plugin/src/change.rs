@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::failure::{Failure, Number};
 use crate::log::{self, Severity};
-use crate::metadata::Metadata;
+use crate::metadata::{Metadata, is_key};
 use crate::sr::Sr;
 use crate::store;
 
@@ -96,6 +96,10 @@ impl Intent {
     }
 }
 
+fn no_keys() -> Failure {
+    Failure::numbered(Number::General, "it names what can be no volume; remove it from .sr.intent")
+}
+
 impl<'a> Locked<'a> {
     /// Takes over from calls that were killed. What cannot be finished now hinders nobody but those who want the same volumes.
     ///
@@ -111,7 +115,10 @@ impl<'a> Locked<'a> {
         // Also what calls have left that failed, and could not take it back then.
         let recovered = sr.recover()?;
         for intent in &left {
-            if let Err(failure) = locked.finish(intent, &recovered) {
+            // Keys become names of files; whoever else wrote this must not choose any.
+            let all_keys = intent.keys().into_iter().all(|key| is_key(key));
+            let done = if all_keys { locked.finish(intent, &recovered) } else { Err(no_keys()) };
+            if let Err(failure) = done {
                 log::line(Severity::Error, &format!("{intent:?}: cannot be finished yet: {failure}"));
                 locked.unfinished.push(intent.clone());
             }

@@ -1,7 +1,7 @@
 //! An attached repository: its folder, what describes it there, and the lock that changes are made under.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -148,8 +148,7 @@ impl Sr {
     /// What the system answers.
     pub fn lock(&self) -> Result<Locked<'_>, Failure> {
         let path = self.folder().join(".sr.lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(Failure::io(&path, "open the lock"))?;
+        let file = store::open_writable(&path).map_err(Failure::io(&path, "open the lock"))?;
         file.lock().map_err(Failure::io(&path, "lock the repository"))?;
         Locked::new(self, file)
     }

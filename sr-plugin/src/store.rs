@@ -1,21 +1,51 @@
 //! Small JSON files that are replaced whole.
 
-use std::fs;
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use rustix::fs::OFlags;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use vhd_core::{Existing, NewFile, folder_of, sync_folder};
 
 use crate::failure::Failure;
 
+/// What a file may take: the changed blocks of the largest disk are 4 MiB.
+const MOST_BYTES: u64 = 64 << 20;
+
+/// Opens a file in a repository's folder for writing, and makes it where there is none: not what a link leads to that
+/// somebody has put there, and without waiting for a FIFO.
+///
+/// # Errors
+/// What the system answers.
+pub(crate) fn open_writable(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    File::options().create(true).truncate(false).write(true).custom_flags(flags.bits().cast_signed()).open(path)
+}
+
+/// Reads all of a file, unless it is none or longer than any of ours can be.
+///
+/// # Errors
+/// What the system answers.
+pub(crate) fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() > MOST_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "no regular file of less than 64 MiB"));
+    }
+    let mut bytes = Vec::new();
+    file.take(MOST_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Reads a file; `None` where there is none.
 ///
 /// # Errors
 /// One that cannot be read or is not what it should be.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Failure> {
-    let bytes = match fs::read(path) {
+    let bytes = match read_bytes(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         bytes => bytes.map_err(Failure::io(path, "read it"))?,
     };
@@ -42,7 +72,8 @@ pub(crate) fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), Failure>
 pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let new = folder_of(path).join(".sr.new");
     let written = (|| {
-        let mut file = fs::File::create(&new)?;
+        let mut file = open_writable(&new)?;
+        file.set_len(0)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&new, path)

@@ -7,7 +7,6 @@
 //! or that a merge takes blocks out of, all counts that its whole chain holds.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
 use std::path::PathBuf;
 
@@ -113,7 +112,7 @@ impl Sr {
     /// What is stored with a snapshot; or with a volume, whose last snapshot has been destroyed since.
     fn stored_changes(&self, key: &str) -> Result<Blocks, Failure> {
         let path = self.changes_path(key);
-        match fs::read(&path) {
+        match store::read_bytes(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Blocks::default()),
             bytes => Ok(Blocks(bytes.map_err(Failure::io(&path, "read it"))?)),
         }

@@ -29,7 +29,6 @@ mod disk;
 mod folder;
 mod operation;
 mod processes;
-mod random;
 mod replay;
 mod states;
 pub(crate) mod strace;

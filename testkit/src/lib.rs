@@ -3,14 +3,17 @@
 pub mod crash;
 pub mod fault;
 pub mod filesystem;
+pub mod fuzz;
 pub mod golden;
 pub mod inject;
 pub mod loop_device;
 pub mod model;
 pub mod pattern;
 pub mod peers;
+mod random;
 pub mod scene;
 pub mod scratch;
+pub mod sparse;
 pub mod worker;
 
 use sha2::{Digest, Sha256};

@@ -14,7 +14,7 @@ mod blocks;
 mod error;
 mod footers;
 mod header;
-mod journal;
+pub(crate) mod journal;
 mod overlay;
 mod parent;
 mod undo;
@@ -107,6 +107,9 @@ const MENDED: [&str; 7] = [
     "batmap-stale",
     "locator-differs",
 ];
+
+/// Findings without which there may be others.
+const HIDING: [&str; 3] = ["header-damaged", "table-outside", "bat-short"];
 
 /// Repairs the image at `path`, which is locked meanwhile.
 ///
@@ -285,7 +288,8 @@ impl<'a> Plan<'a> {
     fn finish(&mut self, before: &check::Report) -> Result<(), RepairError> {
         let after = check::container(self.container.clone())?;
         let before: Vec<_> = before.findings().iter().map(|finding| finding.code).collect();
-        let was_hidden = before.contains(&"unreadable");
+        // What stands in the way of all else may have hidden it.
+        let was_hidden = HIDING.iter().any(|code| before.contains(code));
         let is_wrong = |finding: &&Finding| match finding.severity {
             Severity::Info => false,
             Severity::Error => true,

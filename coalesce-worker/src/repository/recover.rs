@@ -53,6 +53,12 @@ pub enum WaitReason {
     /// Somebody uses the image.
     #[error("somebody uses it")]
     InUse,
+    /// Whoever wrote the journal did not do that here. Nothing that it says is done.
+    #[error("not in the repository, nor where parents may be, but {} names it; remove that if nobody needs it", journal.display())]
+    Outside {
+        /// The journal.
+        journal: PathBuf,
+    },
     /// A snapshot that was interrupted cannot be finished.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -105,7 +111,14 @@ impl Repository {
         let structure = self.lock_structure_until(abort)?;
         let mut open = Vec::new();
         for path in Journal::list(&state)? {
-            open.extend(Journal::take_over(&path)?);
+            let Some((journal, records)) = Journal::take_over(&path)? else { continue };
+            match records.iter().flat_map(Record::paths).find(|path| !self.is_ours(path)) {
+                None => open.push((journal, records)),
+                Some(outside) => {
+                    let reason = WaitReason::Outside { journal: path.clone() };
+                    recovered.waiting.push(Unfinished { path: self.absolute(outside), reason });
+                }
+            }
         }
         // Merges look at the tree, and so come last.
         open.sort_by_key(|(_, records)| matches!(records.first(), Some(Record::Merge(_))));

@@ -8,6 +8,7 @@ mod collect;
 mod compose;
 mod file_systems;
 mod garbage;
+mod hostile;
 mod model;
 mod revert;
 mod review;

@@ -5,6 +5,7 @@ mod contract;
 mod devices;
 mod errors;
 mod extensions;
+mod hostile;
 mod human;
 mod input;
 mod installation;

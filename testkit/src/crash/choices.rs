@@ -3,8 +3,8 @@
 use super::Options;
 use super::disk::Disk;
 use super::operation::Change;
-use super::random::Random;
 use super::tree::{DataChange, Portion};
+use crate::random::Random;
 
 /// A portion of each pending operation.
 pub(super) type Choice = Vec<Portion>;

@@ -190,5 +190,5 @@ impl Content {
 }
 
 fn mix(number: u64, hash: u64) -> u64 {
-    super::random::scramble(hash ^ super::random::scramble(number))
+    crate::random::scramble(hash ^ crate::random::scramble(number))
 }

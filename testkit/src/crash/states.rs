@@ -9,8 +9,8 @@ use super::choices::{self, Choice};
 use super::disk::{Disk, Pending};
 use super::folder::{self, Times};
 use super::operation::Operation;
-use super::random::Random;
 use super::tree::{Portion, Tree};
+use crate::random::Random;
 
 /// How many states to try, beside those that are always tried.
 #[derive(Clone, Debug)]

@@ -192,7 +192,7 @@ fn check_tail(image: &Image<ReadOnly>, end_of_blocks: FileOffset, report: &mut R
     let used = tables.regions().map(|region| region.range.end).chain(locators).fold(end_of_blocks, FileOffset::max);
     let room = room(image, tables);
     // Alignment leaves up to 4 KiB between the last block and the footer.
-    if used.0 + 4096 < room.0 {
+    if used.0.saturating_add(4096) < room.0 {
         let text = format!("{} bytes between the last block and the footer belong to nothing", room.0 - used.0);
         report.add(&kind::STRAY_BYTES, Some(used), text);
     }

@@ -90,6 +90,14 @@ impl Plan<'_> {
     }
 }
 
+/// Tells of the journal beside an image whose resize was interrupted: where it is, or what is wrong with it.
+pub(crate) fn describe(path: &Path, unique_id: Uuid) -> String {
+    match find(path, unique_id).and_then(|journal| Journal::read(&journal).map(|_| journal)) {
+        Ok(journal) => format!("its journal is {}", journal.display()),
+        Err(error) => error.to_string(),
+    }
+}
+
 /// Looks through the folder of the image at `path` for the journal that was made for it.
 fn find(path: &Path, unique_id: Uuid) -> Result<PathBuf, RepairError> {
     let folder = folder_of(path);

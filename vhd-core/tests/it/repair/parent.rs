@@ -99,7 +99,7 @@ fn a_torn_header_is_settled_by_the_parents_id() {
             bytes[at + sectors.start..at + sectors.end].copy_from_slice(&family.change.new[sectors.clone()]);
         });
         assert!(Image::open(&family.child(), Lock::None).is_err());
-        family.is_repaired("unreadable", family.ids[parent]);
+        family.is_repaired("header-damaged", family.ids[parent]);
     }
 }
 

@@ -1,0 +1,56 @@
+//! A repository that somebody has filled who wants calls to reach further.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use crate::scene::Scene;
+
+const SECRET: &str = "what must not change";
+
+#[test]
+fn files_of_the_plugin_are_no_links() {
+    for name in [".sr.new", ".sr.lock"] {
+        let scene = Scene::new();
+        let volume = scene.volume();
+        let outside = scene.place().join("outside");
+        fs::write(&outside, SECRET).expect("the place is writable");
+        let link = scene.folder.join(name);
+        let _ = fs::remove_file(&link);
+        symlink(&outside, &link).expect("the place is writable");
+        let arguments = scene.about(&volume, &serde_json::json!({ "new_name": "another" }));
+        scene.json("Volume.set_name", &arguments).error();
+        assert_eq!(fs::read_to_string(&outside).expect("it is there"), SECRET, "{name}");
+        scene.call("Volume.stat", &volume);
+    }
+}
+
+#[test]
+fn what_an_earlier_call_had_in_mind_names_no_files_elsewhere() {
+    let scene = Scene::new();
+    let volume = scene.volume();
+    let outside = scene.place().join("outside.vhd.json");
+    fs::write(&outside, SECRET).expect("the place is writable");
+    let intent = format!(
+        r#"[{{"change":"snapshot","key":"../outside","twin":"{volume}","image":"{}"}},{{"change":"create","key":"../outside"}}]"#,
+        uuid::Uuid::nil()
+    );
+    fs::write(scene.folder.join(".sr.intent"), intent).expect("the place is writable");
+    scene.snapshot(&volume);
+    assert_eq!(fs::read_to_string(&outside).expect("it is there"), SECRET);
+    let beside = fs::read_dir(scene.place()).expect("it is there").flatten();
+    assert!(!beside.into_iter().any(|entry| entry.path().extension().is_some_and(|it| it == "cbt")));
+}
+
+#[test]
+fn a_fifo_is_not_waited_for() {
+    let scene = Scene::new();
+    let volume = scene.volume();
+    for name in [".sr.intent".to_owned(), format!("{volume}.vhd.json")] {
+        let path = scene.folder.join(name);
+        let _ = fs::remove_file(&path);
+        assert!(Command::new("mkfifo").arg(&path).status().expect("coreutils are there").success());
+        scene.tried("Volume.snapshot", &volume).error();
+        fs::remove_file(path).expect("it is there");
+    }
+}
