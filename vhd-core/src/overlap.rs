@@ -29,7 +29,7 @@ impl fmt::Display for Overlap {
 ///
 /// The file is divided into buckets as long as a block with its bitmap. Two blocks that start in one bucket overlap;
 /// otherwise a block can only overlap those that start in the buckets beside its own. `blocks` gives all blocks, each
-/// time it is called; it is called once for every 4 Mi buckets that the file has.
+/// time it is called; it is called once for every 4 Mi buckets, those passed over in which no block is.
 pub(crate) fn find_overlaps<E, I: Iterator<Item = Result<(BlockIndex, BlockPlace), E>>>(
     size: BlockSize,
     len: ByteCount,
@@ -42,12 +42,18 @@ pub(crate) fn find_overlaps<E, I: Iterator<Item = Result<(BlockIndex, BlockPlace
     let buckets = len.0.min(reach).div_ceil(stride);
     // The last block of a window meets the first of the next.
     let mut last_of_window: Option<(BlockIndex, FileOffset)> = None;
-    for window in (0..buckets).step_by(WINDOW) {
+    let mut window = 0;
+    while window < buckets {
         let width = (buckets - window).min(WINDOW as u64) as usize;
+        let end = window + width as u64;
         let mut occupants: Vec<Option<(BlockIndex, u32)>> = vec![None; width];
+        let mut next = buckets;
         for found in blocks() {
             let (block, place) = found?;
             let bucket = place.bitmap.0 / stride;
+            if bucket >= end {
+                next = next.min(bucket);
+            }
             let Some(slot) = bucket.checked_sub(window).and_then(|i| occupants.get_mut(i as usize)) else { continue };
             let within = (place.bitmap.0 % stride) as u32;
             match slot {
@@ -66,7 +72,8 @@ pub(crate) fn find_overlaps<E, I: Iterator<Item = Result<(BlockIndex, BlockPlace
             }
             previous = here;
         }
-        last_of_window = previous;
+        last_of_window = previous.filter(|_| next == end);
+        window = next;
     }
     Ok(())
 }
