@@ -34,6 +34,16 @@ pub(crate) fn find_overlaps<E, I: Iterator<Item = Result<(BlockIndex, BlockPlace
     size: BlockSize,
     len: ByteCount,
     blocks: impl Fn() -> I,
+    report: impl FnMut(Overlap),
+) -> Result<(), E> {
+    find_in_windows(WINDOW, size, len, blocks, report)
+}
+
+fn find_in_windows<E, I: Iterator<Item = Result<(BlockIndex, BlockPlace), E>>>(
+    most: usize,
+    size: BlockSize,
+    len: ByteCount,
+    blocks: impl Fn() -> I,
     mut report: impl FnMut(Overlap),
 ) -> Result<(), E> {
     let stride = size.stride().0;
@@ -44,7 +54,7 @@ pub(crate) fn find_overlaps<E, I: Iterator<Item = Result<(BlockIndex, BlockPlace
     let mut last_of_window: Option<(BlockIndex, FileOffset)> = None;
     let mut window = 0;
     while window < buckets {
-        let width = (buckets - window).min(WINDOW as u64) as usize;
+        let width = (buckets - window).min(most as u64) as usize;
         let end = window + width as u64;
         let mut occupants: Vec<Option<(BlockIndex, u32)>> = vec![None; width];
         let mut next = buckets;
@@ -90,13 +100,13 @@ mod tests {
     proptest! {
         /// Every block that overlaps another is in some report, and no report is wrong.
         #[test]
-        fn agrees_with_comparing_all_pairs(sectors in prop::collection::vec(0_u32..200, 0..12)) {
+        fn agrees_with_comparing_all_pairs(sectors in prop::collection::vec(0_u32..200, 0..12), window in 1_usize..30) {
             let size = BlockSize::new(4096).unwrap();
             let places: Vec<_> = sectors.iter().map(|&entry| BlockPlace::from_entry(entry, size)).collect();
             let blocks = || places.iter().enumerate().map(|(i, &place)| Ok::<_, Infallible>((BlockIndex(i as u32), place)));
             let overlap = |a: usize, b: usize| places[a].bitmap.0.abs_diff(places[b].bitmap.0) < size.stride().0;
             let mut reported = BTreeSet::new();
-            find_overlaps(size, ByteCount(400 * 512), blocks, |found| {
+            find_in_windows(window, size, ByteCount(400 * 512), blocks, |found| {
                 let (first, second) = (found.first.0 as usize, found.second.0 as usize);
                 assert!(overlap(first, second), "{found}");
                 reported.extend([first, second]);
