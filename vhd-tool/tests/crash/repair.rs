@@ -73,7 +73,7 @@ impl Known {
     }
 }
 
-fn try_states(what: &str, folder: &Path, arguments: &[&str], known: &Known, after: &[u8]) {
+fn try_states(what: &str, folder: &Path, arguments: &[&str], known: &Known, after: &[u8]) -> usize {
     let recording = Recording::of(folder, vhd_tool(arguments).current_dir(folder));
     assert!(recording.output().status.success(), "{what}: {:?}", recording.output());
     let (states, resumed, failures) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
@@ -98,13 +98,15 @@ fn try_states(what: &str, folder: &Path, arguments: &[&str], known: &Known, afte
     });
     let (states, resumed) = (states.into_inner(), resumed.into_inner());
     testkit::tell!("{what}: {states} crash states tried, {resumed} of them interrupted repairs");
+    assert!(resumed > 0, "{what}: nothing was interrupted");
     let failures = failures.into_inner().unwrap();
     assert!(failures.is_empty(), "{} failures, such as\n{}", failures.len(), failures.join("\n"));
-    assert!(states > 20 && resumed > 5, "{what}: {states} states, {resumed} of them interrupted repairs");
+    states
 }
 
 #[test]
 fn power_failures_lose_neither_the_old_nor_the_new() {
+    let mut states = 0;
     for (what, damage) in DAMAGES {
         let folder = damaged(damage);
         let path = image(folder.path());
@@ -116,9 +118,9 @@ fn power_failures_lose_neither_the_old_nor_the_new() {
         let known = Known { damaged, mended };
         let (before, after) = (known.damaged.clone(), known.mended.clone());
 
-        try_states(what, folder.path(), &["repair", "disk.vhd"], &known, &after);
-        repair::take_back(&path, &Options::default()).ok();
-        repair::file(&path, &Options::default()).unwrap();
-        try_states(&format!("{what}, taken back"), folder.path(), &["repair", "disk.vhd", "--undo"], &known, &before);
+        states += try_states(what, folder.path(), &["repair", "disk.vhd"], &known, &after);
+        let back = format!("{what}, taken back");
+        states += try_states(&back, folder.path(), &["repair", "disk.vhd", "--undo"], &known, &before);
     }
+    assert!(states >= 200, "{states} states");
 }
