@@ -3,6 +3,7 @@
 use super::footers::Footers;
 use super::{HeaderDoubt, Plan, RepairError};
 use crate::block_size::BlockSize;
+use crate::footer::Footer;
 use crate::format;
 use crate::header::{HEADER_SIZE, Header, HeaderError};
 use crate::image::Image;
@@ -20,7 +21,7 @@ impl Plan<'_> {
     /// parent: which parent is meant, its unique id must prove.
     pub(super) fn mend_header(&mut self) -> Result<Option<HeaderError>, RepairError> {
         let footers = Footers::read(&self.container)?;
-        let Some(at) = footers.best().and_then(|footer| footer.header_offset()) else { return Ok(None) };
+        let Some(at) = footers.best().and_then(Footer::header_offset) else { return Ok(None) };
         let fits =
             at.0.checked_add(HEADER_SIZE.0).is_some_and(|end| self.container.len().is_ok_and(|len| end <= len.0));
         if !fits {

@@ -17,8 +17,10 @@ use vhd_core::{
 use crate::program::vhd_tool;
 use crate::states::{side_by_side, torture};
 
+type Damage = fn(&mut Vec<u8>);
+
 /// Damage to an image of which more or less is lost.
-const DAMAGES: [(&str, fn(&mut Vec<u8>)); 3] = [
+const DAMAGES: [(&str, Damage); 3] = [
     ("a footer", |bytes| bytes[..512].fill(0)),
     ("the end", |bytes| bytes.truncate(bytes.len() - 512 - 2500)),
     ("much", |bytes| {
@@ -34,7 +36,7 @@ fn image(folder: &Path) -> PathBuf {
 }
 
 /// A folder with a damaged image of some blocks.
-fn damaged(damage: fn(&mut Vec<u8>)) -> TempDir {
+fn damaged(damage: Damage) -> TempDir {
     let folder = scratch::folder();
     let path = image(folder.path());
     let kind = NewKind::Dynamic { block_size: BlockSize::new(4096).unwrap() };
