@@ -11,11 +11,14 @@ use testkit::crash::{Options as States, Recording};
 use testkit::scratch;
 use vhd_core::repair::{self, Options, RepairError, UndoError};
 use vhd_core::{
-    BlockSize, ByteCount, ChainOptions, Existing, NewImage, NewKind, Sector, SectorRange, Volume, create_file,
+    BlockSize, ByteCount, ChainOptions, Existing, Image, Lock, NewImage, NewKind, OpenError, Sector, SectorRange,
+    Volume, create_file,
 };
 
+use crate::case::End;
 use crate::program::vhd_tool;
 use crate::states::{side_by_side, torture};
+use crate::table;
 
 type Damage = fn(&mut Vec<u8>);
 
@@ -125,4 +128,30 @@ fn power_failures_lose_neither_the_old_nor_the_new() {
         states += try_states(&back, folder.path(), &["repair", "disk.vhd", "--undo"], &known, &before);
     }
     assert!(states >= 80, "{states} states");
+}
+
+/// A header half of which is from before a merge has linked its image to another parent: the repository's record knows
+/// the other half.
+#[test]
+fn a_torn_change_of_the_parent_is_finished_by_its_record() {
+    let case = table::cases().into_iter().find(|case| case.name == "relink").unwrap();
+    let prepared = case.prepare();
+    let copy = prepared.copy();
+    let recording = Recording::of(copy.path(), &prepared.case.program.command(copy.path()));
+    let torn = AtomicUsize::new(0);
+    side_by_side(recording.states(States { singles: 24, random: 400 * torture(), seed: 1 }), |state| {
+        let folder = scratch::folder();
+        state.write_to(folder.path());
+        let path = folder.path().join("leaf.vhd");
+        if !matches!(Image::open(&path, Lock::None), Err(OpenError::Header { .. })) {
+            return;
+        }
+        torn.fetch_add(1, Ordering::Relaxed);
+        let output = vhd_tool(&["repair", "leaf.vhd"]).current_dir(folder.path()).output().unwrap();
+        assert!(output.status.success(), "{output:?}\n{}", state.describe());
+        Image::open(&path, Lock::None).unwrap();
+        prepared.verify(folder.path(), End::Unknown);
+    });
+    testkit::tell!("{} torn headers finished", torn.load(Ordering::Relaxed));
+    assert!(torn.into_inner() > 0);
 }
