@@ -177,8 +177,8 @@ pub fn container(image: &Container, undo: &Path, options: &Options) -> Result<Re
     let changes = changed.0 > 0 || plan.container.len()? != image.len()?;
     if changes {
         let mut made = UndoFile::write(undo, image, &plan.overlay, plan.unique_id()?)?;
-        made.apply(image, &plan.overlay)?;
-        made.complete()?;
+        let applied = made.apply(image, &plan.overlay).and_then(|()| made.complete());
+        applied.map_err(|source| RepairError::Interrupted { undo: undo.into(), source: Box::new(source) })?;
     }
     Ok(plan.into_repaired(is_resumed, changed, changes.then(|| undo.to_path_buf())))
 }

@@ -232,6 +232,7 @@ impl From<RepairError> for CommandError {
                 Some("--journal names the journal of the resize")
             }
             RepairError::Parent { .. } => Some(PARENT),
+            RepairError::Interrupted { .. } => Some("repair it again, or take the repair back with --undo"),
             RepairError::Remaining { .. } => Some("nothing was changed; `check FILE` lists all that is wrong with it"),
             RepairError::Undo(UndoError::Device { .. }) => Some("--backup DIR names a folder for it"),
             RepairError::Undo(UndoError::Missing { .. }) => {

@@ -19,7 +19,7 @@ use crate::storage::StorageError;
 use crate::units::{BlockIndex, FileOffset, SectorRange};
 use crate::write::WriteError;
 
-/// Why an image is not repaired. But for a failed write, nothing has been changed.
+/// Why an image is not repaired. But for [`Interrupted`](Self::Interrupted), nothing has been changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RepairError {
     /// The storage failed, or the repair would have to change more than fits in memory.
@@ -109,6 +109,15 @@ pub enum RepairError {
     /// The undo file cannot be written.
     #[error(transparent)]
     Create(Box<CreateError>),
+    /// A write to the image failed, which may by now be partly changed: the next repair begins by taking that back.
+    #[error("the repair has not ended; what was there before is in {}", undo.display())]
+    Interrupted {
+        /// The undo file.
+        undo: PathBuf,
+        /// What failed.
+        #[source]
+        source: Box<RepairError>,
+    },
     /// The undo file cannot be used.
     #[error(transparent)]
     Undo(#[from] UndoError),

@@ -102,11 +102,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
     let outcome = describe(args, &repaired);
     let output = context.output(args.format.json);
     let text = |out: &mut dyn std::io::Write| tell(out, &outcome);
-    // What would be done was asked for.
-    if args.dry_run {
-        output.data(&outcome, text)?
-    } else {
-        output.outcome(&outcome, text)?
+    match args.dry_run {
+        // What would be done was asked for.
+        true => output.data(&outcome, text)?,
+        false => output.outcome(&outcome, text)?,
     }
     Ok(Status::Done)
 }

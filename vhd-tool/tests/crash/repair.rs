@@ -11,14 +11,19 @@ use testkit::crash::{Options as States, Recording};
 use testkit::scratch;
 use vhd_core::repair::{self, Options, RepairError, UndoError};
 use vhd_core::{
-    BlockSize, ByteCount, ChainOptions, Existing, NewImage, NewKind, Sector, SectorRange, Volume, create_file,
+    BlockSize, ByteCount, ChainOptions, Existing, Image, Lock, NewImage, NewKind, OpenError, Sector, SectorRange,
+    Volume, create_file,
 };
 
+use crate::case::End;
 use crate::program::vhd_tool;
 use crate::states::{side_by_side, torture};
+use crate::table;
+
+type Damage = fn(&mut Vec<u8>);
 
 /// Damage to an image of which more or less is lost.
-const DAMAGES: [(&str, fn(&mut Vec<u8>)); 3] = [
+const DAMAGES: [(&str, Damage); 3] = [
     ("a footer", |bytes| bytes[..512].fill(0)),
     ("the end", |bytes| bytes.truncate(bytes.len() - 512 - 2500)),
     ("much", |bytes| {
@@ -34,7 +39,7 @@ fn image(folder: &Path) -> PathBuf {
 }
 
 /// A folder with a damaged image of some blocks.
-fn damaged(damage: fn(&mut Vec<u8>)) -> TempDir {
+fn damaged(damage: Damage) -> TempDir {
     let folder = scratch::folder();
     let path = image(folder.path());
     let kind = NewKind::Dynamic { block_size: BlockSize::new(4096).unwrap() };
@@ -73,7 +78,7 @@ impl Known {
     }
 }
 
-fn try_states(what: &str, folder: &Path, arguments: &[&str], known: &Known, after: &[u8]) {
+fn try_states(what: &str, folder: &Path, arguments: &[&str], known: &Known, after: &[u8]) -> usize {
     let recording = Recording::of(folder, vhd_tool(arguments).current_dir(folder));
     assert!(recording.output().status.success(), "{what}: {:?}", recording.output());
     let (states, resumed, failures) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
@@ -98,13 +103,15 @@ fn try_states(what: &str, folder: &Path, arguments: &[&str], known: &Known, afte
     });
     let (states, resumed) = (states.into_inner(), resumed.into_inner());
     testkit::tell!("{what}: {states} crash states tried, {resumed} of them interrupted repairs");
+    assert!(resumed > 0, "{what}: nothing was interrupted");
     let failures = failures.into_inner().unwrap();
     assert!(failures.is_empty(), "{} failures, such as\n{}", failures.len(), failures.join("\n"));
-    assert!(states > 20 && resumed > 5, "{what}: {states} states, {resumed} of them interrupted repairs");
+    states
 }
 
 #[test]
 fn power_failures_lose_neither_the_old_nor_the_new() {
+    let mut states = 0;
     for (what, damage) in DAMAGES {
         let folder = damaged(damage);
         let path = image(folder.path());
@@ -116,9 +123,35 @@ fn power_failures_lose_neither_the_old_nor_the_new() {
         let known = Known { damaged, mended };
         let (before, after) = (known.damaged.clone(), known.mended.clone());
 
-        try_states(what, folder.path(), &["repair", "disk.vhd"], &known, &after);
-        repair::take_back(&path, &Options::default()).ok();
-        repair::file(&path, &Options::default()).unwrap();
-        try_states(&format!("{what}, taken back"), folder.path(), &["repair", "disk.vhd", "--undo"], &known, &before);
+        states += try_states(what, folder.path(), &["repair", "disk.vhd"], &known, &after);
+        let back = format!("{what}, taken back");
+        states += try_states(&back, folder.path(), &["repair", "disk.vhd", "--undo"], &known, &before);
     }
+    assert!(states >= 80, "{states} states");
+}
+
+/// A header half of which is from before a merge has linked its image to another parent: the repository's record knows
+/// the other half.
+#[test]
+fn a_torn_change_of_the_parent_is_finished_by_its_record() {
+    let case = table::cases().into_iter().find(|case| case.name == "relink").unwrap();
+    let prepared = case.prepare();
+    let copy = prepared.copy();
+    let recording = Recording::of(copy.path(), &prepared.case.program.command(copy.path()));
+    let torn = AtomicUsize::new(0);
+    side_by_side(recording.states(States { singles: 24, random: 400 * torture(), seed: 1 }), |state| {
+        let folder = scratch::folder();
+        state.write_to(folder.path());
+        let path = folder.path().join("leaf.vhd");
+        if !matches!(Image::open(&path, Lock::None), Err(OpenError::Header { .. })) {
+            return;
+        }
+        torn.fetch_add(1, Ordering::Relaxed);
+        let output = vhd_tool(&["repair", "leaf.vhd"]).current_dir(folder.path()).output().unwrap();
+        assert!(output.status.success(), "{output:?}\n{}", state.describe());
+        Image::open(&path, Lock::None).unwrap();
+        prepared.verify(folder.path(), End::Unknown);
+    });
+    testkit::tell!("{} torn headers finished", torn.load(Ordering::Relaxed));
+    assert!(torn.into_inner() > 0);
 }

@@ -28,7 +28,8 @@ fn an_entry_beyond_the_end_is_cleared_and_its_block_is_lost() {
 
 #[test]
 fn entries_over_tables_are_cleared() {
-    for place in [0, 512, 1536] {
+    // The copy of the footer, the header, the BAT, the batmap's header and its map.
+    for place in [0, 512, 1536, 2560, 3072] {
         let mut bytes = small();
         set_entry(&mut bytes, 2, place);
         let patient = Patient::new(bytes);
@@ -68,6 +69,25 @@ fn a_last_block_that_is_cut_short_keeps_what_is_there() {
             }
         }
     }
+}
+
+/// A batmap that is not right, and a block over it: nothing tells which of them was there first.
+#[test]
+fn a_block_over_a_doubtful_batmap_is_refused() {
+    let mut bytes = small();
+    set_entry(&mut bytes, 2, 2560);
+    bytes[3072] ^= 8;
+    let error = Patient::new(bytes).refused();
+    assert!(matches!(error, RepairError::OverBatmap { block: vhd_core::BlockIndex(2), .. }), "{error}");
+}
+
+#[test]
+fn of_a_block_without_its_bitmap_nothing_is_known() {
+    let mut bytes = small();
+    bytes.truncate(entry(&bytes, 5) + 100);
+    let patient = Patient::new(bytes);
+    assert_eq!(patient.repaired().lost, [sectors(40, 8)]);
+    assert_eq!(patient.read(sectors(17, 3)), pattern::fill(sectors(17, 3), 1));
 }
 
 #[test]

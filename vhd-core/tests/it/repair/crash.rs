@@ -7,7 +7,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use testkit::fault::FaultStorage;
 use vhd_core::Container;
-use vhd_core::repair::{self, Options, TakenBack};
+use vhd_core::repair::{self, Options, RepairError, TakenBack};
 
 use super::{Patient, entry, put, set_entry, small};
 
@@ -48,11 +48,12 @@ fn a_repair_that_is_interrupted_is_done_anew_or_taken_back() {
             let storage = FaultStorage::new(patient.memory.clone(), first, u64::MAX, ErrorKind::Other);
             let image = Container::new(patient.container().path(), Arc::new(storage));
             let result = repair::container(&image, &patient.undo(), &Options::default());
-            if result.is_ok() {
+            let Err(error) = result else {
                 assert!(first > 1, "there was something to interrupt");
                 assert!(patient.memory.to_vec() == expected);
                 break;
-            }
+            };
+            assert!(matches!(error, RepairError::Interrupted { .. }), "{error}");
             let (after, undo) = (patient.memory.to_vec(), fs::read(patient.undo()).unwrap());
             let repaired = patient.repair().unwrap();
             assert!(repaired.resumed, "operation {first}");

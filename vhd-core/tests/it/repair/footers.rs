@@ -45,9 +45,13 @@ fn what_is_there_twice_comes_back_byte_for_byte() {
         ("the batmap's cookie lost", |bytes| *in_batmap(bytes, 0) = 0, "batmap-lost"),
         ("the batmap's place lost", |bytes| *in_batmap(bytes, 8) = 0xff, "batmap-lost"),
     ];
-    for sound in [small(), golden::bytes("base.vhd")] {
+    let real =
+        ["the end footer cut off", "it zeroed", "the copy zeroed", "a batmap bit too many", "the batmap's place lost"];
+    for (sound, only) in [(small(), None), (golden::bytes("base.vhd"), Some(real))] {
         for (what, damage, code) in damages {
-            // Of blocks of another size than usual the header proves nothing unless the BAT has one entry for each.
+            if only.is_some_and(|only| !only.contains(&what)) {
+                continue;
+            }
             let mut bytes = sound.clone();
             damage(&mut bytes);
             assert!(bytes != sound, "{what}");

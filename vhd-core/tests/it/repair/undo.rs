@@ -3,6 +3,7 @@
 use std::fs;
 
 use testkit::golden;
+use testkit::loop_device::LoopDevice;
 use vhd_core::repair::{self, Options, RepairError, TakenBack, UndoError};
 use vhd_core::{FileOffset, FileStorage, Image, Storage};
 
@@ -144,4 +145,26 @@ fn a_link_to_an_image_leads_to_its_undo_file() {
     assert_eq!(undo, folder.path().canonicalize().unwrap().join("no-first-footer.vhd.undo"));
     assert_eq!(fs::metadata(&undo).unwrap().permissions().mode() & 0o777, 0o600);
     repair::take_back(&link, &Options::default()).unwrap();
+}
+
+/// Needs root, for a loop device.
+#[test]
+fn a_device_needs_a_folder_for_its_undo_file() {
+    let (folder, backup) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let device = LoopDevice::new(&folder.path().join("disk"), 1 << 20);
+    let mut bytes = small();
+    bytes.resize(1 << 20, 0);
+    fs::write(&device.path, &bytes).unwrap();
+    let refused = repair::file(&device.path, &Options::default()).unwrap_err();
+    assert!(matches!(refused, RepairError::Undo(UndoError::Device { .. })), "{refused}");
+
+    let options = Options { backup: Some(backup.path().into()), ..Options::default() };
+    let repaired = repair::file(&device.path, &options).unwrap();
+    assert_eq!(repaired.mended[0].code, "footer-end-lost");
+    let after = fs::read(&device.path).unwrap();
+    assert!(after[after.len() - 512..] == bytes[..512] && after[..after.len() - 512] == bytes[..after.len() - 512]);
+    let undo = repaired.undo.unwrap();
+    assert_eq!(undo.parent(), Some(backup.path().canonicalize().unwrap().as_path()));
+    repair::take_back(&device.path, &options).unwrap();
+    assert!(fs::read(&device.path).unwrap() == bytes && !undo.exists());
 }
