@@ -11,6 +11,7 @@ use vhd_core::{
 use crate::journal::Journal;
 use crate::record::{FileId, Record};
 use crate::repository::Repository;
+use crate::run::lock_source;
 
 /// Why an image was not compacted.
 #[derive(Debug, thiserror::Error)]
@@ -138,8 +139,7 @@ impl Repository {
     /// Locks all that is read through an image.
     fn lock_readers(&self, image: &Image<ReadWrite>) -> Result<Vec<FileStorage>, CompactingError> {
         let readers = self.readers_of(image)?;
-        let lock = |path: &PathBuf| FileStorage::open(path, Lock::Exclusive).map_err(FileError::when(path, "lock it"));
-        let locks = readers.iter().map(lock).collect::<Result<_, _>>()?;
+        let locks = readers.iter().map(|path| lock_source(path)).collect::<Result<_, _>>()?;
         // One that came while the others were being locked is not, and from now on none can come.
         if self.readers_of(image)? != readers {
             return Err(CompactingError::Changed { path: image.path().into() });

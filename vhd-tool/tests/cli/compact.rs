@@ -16,13 +16,14 @@ fn holey(folder: &Path, name: &str) {
 }
 
 fn zero(folder: &Path, name: &str, at: u64, length: u64) {
-    let volume = Volume::open(&folder.join(name), &ChainOptions::default()).unwrap();
-    volume.write_zeroes(SectorRange::new(Sector(at / 512), SectorCount(length / 512))).unwrap();
-    volume.close().unwrap();
+    let volume = Volume::open(&folder.join(name), &ChainOptions::default()).expect("the image opens");
+    let range = SectorRange::new(Sector(at / 512), SectorCount(length / 512));
+    volume.write_zeroes(range).expect("the image can be written");
+    volume.close().expect("the image closes");
 }
 
 fn length(folder: &Path, name: &str) -> u64 {
-    fs::metadata(folder.join(name)).unwrap().len()
+    fs::metadata(folder.join(name)).expect("the file is there").len()
 }
 
 #[test]

@@ -5,7 +5,7 @@ use testkit::golden;
 use crate::program::{done, expected, files, guest, json, refused, space, write};
 
 fn size(folder: &std::path::Path, name: &str) -> u64 {
-    json(folder, &["info", name])["size"].as_u64().unwrap()
+    json(folder, &["info", name])["size"].as_u64().expect("a number")
 }
 
 #[test]
