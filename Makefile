@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON := target/test-python/bin/python
 
-.PHONY: demo test torture setup lint bench compare soak assets clean
+.PHONY: demo test torture fuzz setup lint bench compare soak assets clean
 
 demo: ## builds, coalesces a sample chain, verifies its content
 	cargo build --release --locked -p vhd-tool -p testkit
@@ -37,6 +37,18 @@ soak: ## the model test, for as long as CASES cases take
 
 torture: setup ## crash states and kills, TORTURE times as many as `make test` tries
 	TORTURE=$${TORTURE:-20} cargo test --release --locked -p vhd-tool --test crash -- --nocapture
+
+FUZZ_TARGETS ?= footer header image chain operations journal plugin
+
+fuzz: ## each fuzz target for FUZZ_SECONDS, under AddressSanitizer; needs a nightly toolchain. What is found: fuzz/artifacts
+	@cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+	@rustup toolchain list 2>/dev/null | grep -q ^nightly || rustup toolchain install nightly --profile minimal
+	cd fuzz && cargo +nightly fuzz build
+	mkdir -p target/fuzz && for target in $(FUZZ_TARGETS); do \
+		mkdir -p target/fuzz/$$target; \
+		(cd fuzz && ASAN_OPTIONS=quarantine_size_mb=16 cargo +nightly fuzz run $$target ../target/fuzz/$$target corpus/$$target -- \
+			-max_total_time=$${FUZZ_SECONDS:-60} -rss_limit_mb=256 -timeout=1 -max_len=131072 -print_final_stats=1) || exit 1; \
+	done
 
 assets: ## shell completions and man pages, into target/assets
 	cargo run --release --locked -q -p vhd-tool --example assets -- target/assets

@@ -138,6 +138,9 @@ impl Storage for SparseStorage {
 
     fn next_data(&self, from: FileOffset) -> io::Result<Option<Range<FileOffset>>> {
         let state = self.state();
+        if from.0 >= state.len {
+            return Ok(None);
+        }
         let next = state.pages.range(from.0 / PAGE..).map(|(&index, _)| index * PAGE).find(|&start| start < state.len);
         Ok(next.map(|start| FileOffset(start.max(from.0))..FileOffset((start + PAGE).min(state.len))))
     }
@@ -161,5 +164,6 @@ mod tests {
         assert_eq!(bytes, [&[1; 5000][..], &[0; 500]].concat());
         assert_eq!(storage.next_data(FileOffset(9000)).unwrap().unwrap().start, FileOffset(1 << 40));
         assert!(storage.read_at(&mut bytes, FileOffset(u64::MAX)).is_err());
+        assert_eq!(SparseStorage::new(&[7; 100]).next_data(FileOffset(200)).unwrap(), None);
     }
 }

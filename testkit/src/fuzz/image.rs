@@ -157,7 +157,9 @@ fn check_writes(mut image: Image<ReadWrite>, memory: &Arc<SparseStorage>, sector
     if closed.is_ok() {
         let chain = open(memory).expect("what could be written can be opened");
         for ((sector, expected), found) in sectors.iter().zip(&expected).zip(read_each(&chain, sectors)) {
-            assert!(expected.is_none() || *expected == found, "sector {sector} is not what was written");
+            let starts = |bytes: Read| bytes.map(|bytes| u64::from_be_bytes(bytes[..8].try_into().expect("eight")));
+            let (wanted, got) = (starts(*expected), starts(found));
+            assert!(expected.is_none() || *expected == found, "sector {sector}: {got:x?} instead of {wanted:x?}");
         }
     }
     let Ok(again) = Image::writable_from_container(container(&Arc::new(memory.copy()))) else { return };

@@ -16,7 +16,7 @@ use super::place::Place;
 /// The repository that is attached.
 pub(super) const SR: Uuid = Uuid::from_u128(0xa);
 /// The most calls of an input.
-const MOST_CALLS: usize = 24;
+const MOST_CALLS: usize = 8;
 
 /// Calls the plugin: each line is the name of a method and its arguments, as one JSON object or as words. `$0`, `$1`… stand
 /// for the keys of the volumes that calls have made. A repository with a chain of three images is attached.

@@ -162,6 +162,21 @@ impl<Mode> Image<Mode> {
     }
 }
 
+impl Image<ReadOnly> {
+    /// Checks that the guest of a fixed disk cannot write over its only footer.
+    fn check_spares_footer(&self) -> Result<(), OpenError> {
+        let footer = self.container.len()?.0.saturating_sub(match self.origin {
+            FooterOrigin::End511 => 511,
+            FooterOrigin::End | FooterOrigin::Start => FOOTER_SIZE.0,
+        });
+        if self.tables.is_none() && self.sectors().bytes().0 > footer {
+            let (first, second) = ("data of the fixed disk", "footer");
+            return Err(OpenError::Tables { path: self.path().into(), first, second });
+        }
+        Ok(())
+    }
+}
+
 impl Image<ReadWrite> {
     /// Opens a file or block device for writing and locks it. Nothing in it changes by that.
     ///
@@ -183,6 +198,7 @@ impl Image<ReadWrite> {
         }
         let checked = Image { container, footer, origin, tables, mode: ReadOnly(()) };
         checked.check_blocks()?;
+        checked.check_spares_footer()?;
         let Image { container, footer, origin, tables, .. } = checked;
         let mode = ReadWrite::new(&container, origin, tables.as_ref())?;
         Ok(Self { container, footer, origin, tables, mode })

@@ -42,23 +42,40 @@ impl Tail {
             Some(_) if container.has_fixed_size() => FileOffset(0),
             _ => footer.unwrap_or(FileOffset(len.0)),
         };
-        let used = tables.map_or(Ok(end), |tables| last_used(container, tables))?;
-        Ok(Self { end: end.max(used), footer, grown: false, len })
+        let used = tables.map(|tables| used(container, tables)).transpose()?.unwrap_or_default();
+        // A block that is cut short by the footer has sectors where that stands: the next one goes past the block, and what
+        // the guest writes over this one stays.
+        let footer = footer.filter(|&footer| used.by_blocks <= footer || container.has_fixed_size());
+        Ok(Self { end: end.max(used.by_all), footer, grown: false, len })
     }
 }
 
-/// The end of the last table, locator or block. On a device nothing else tells it; in a file the last block may be cut
-/// short by the end, and blktap lets some batmaps reach under the footer.
+/// The end of the last table, locator or block.
 pub(crate) fn last_used(container: &Container, tables: &Tables) -> Result<FileOffset, StorageError> {
+    Ok(used(container, tables)?.by_all)
+}
+
+/// How far the file is in use. On a device nothing else tells it; in a file the last block may be cut short by the end, and
+/// blktap lets some batmaps reach under the footer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Used {
+    /// The end of the last block.
+    by_blocks: FileOffset,
+    /// The end of the last table, locator or block.
+    by_all: FileOffset,
+}
+
+fn used(container: &Container, tables: &Tables) -> Result<Used, StorageError> {
     let size = tables.header.block_size();
-    let mut end = tables.taken().map(|range| range.end).max().unwrap_or_default();
+    let mut by_blocks = FileOffset(0);
     for found in tables.bat.allocated(container, tables.bat.entries()) {
         let place = BlockPlace::from_entry(found?.1, size);
         if tables.fault_of(place).is_none() {
-            end = end.max(place.data + size.bytes());
+            by_blocks = by_blocks.max(place.data + size.bytes());
         }
     }
-    Ok(end)
+    let by_all = tables.taken().map(|range| range.end).fold(by_blocks, FileOffset::max);
+    Ok(Used { by_blocks, by_all })
 }
 
 /// The first place at or after `end` for a block, leaving room for a footer that stands at `end`.
@@ -115,7 +132,7 @@ impl Image<ReadWrite> {
     pub(crate) fn cut_tail(&self) -> Result<(), StorageError> {
         let Some(tables) = &self.tables else { return Ok(()) };
         let mut tail = locked(&self.mode.tail);
-        let used = last_used(&self.container, tables)?;
+        let used = used(&self.container, tables)?.by_all;
         if tail.footer.is_some() && tail.end <= used {
             return Ok(());
         }

@@ -55,6 +55,10 @@ impl Image<ReadWrite> {
         }
         let entries: Vec<_> = blocks.iter().map(|&block| (block, UNALLOCATED)).collect();
         tables.bat.publish(&self.container, &entries)?;
+        if self.lacks_end_footer() {
+            // One may stand where a block is cut short, and would go with that.
+            self.write_end_footer()?;
+        }
         self.container.sync()?;
         for block in blocks {
             self.forget(*block);

@@ -281,3 +281,62 @@ fn the_batmap_never_speaks_of_a_block_before_the_bat_does() {
     let report = check::container(container(&memory)).unwrap();
     assert!(report.findings().iter().all(|finding| !finding.code.starts_with("batmap")), "{:?}", report.findings());
 }
+
+/// Some writers end the file within the last block. What the guest then writes there stands where the footer is.
+#[test]
+fn a_block_that_is_cut_short_by_the_footer_loses_nothing() {
+    for new_block in [false, true] {
+        let memory = new_image(1 << 20, dynamic(16 << 10));
+        let image = open_writable(&memory);
+        image.write(sectors(0, 4), &pattern::fill(sectors(0, 4), 1)).unwrap();
+        image.close().unwrap();
+        let mut bytes = memory.to_vec();
+        let footer = bytes.split_off(bytes.len() - 512);
+        let place = open(&memory).allocated_blocks().next().unwrap().unwrap().1;
+        bytes.truncate(place.data.0 as usize + 4 * 512);
+        let cut = Arc::new(MemoryStorage::new([bytes, footer].concat()));
+
+        let image = open_writable(&cut);
+        image.write(sectors(3, 9), &pattern::fill(sectors(3, 9), 2)).unwrap();
+        if new_block {
+            image.write(sectors(40, 9), &pattern::fill(sectors(40, 9), 2)).unwrap();
+        }
+        image.close().unwrap();
+        assert_eq!(read(&cut, 0, 3), pattern::fill(sectors(0, 3), 1));
+        assert_eq!(read(&cut, 3, 9), pattern::fill(sectors(3, 9), 2));
+        assert!(check::container(container(&cut)).unwrap().worst() < Some(Severity::Warning));
+
+        let mut image = open_writable(&cut);
+        image.release(&[BlockIndex(0)]).unwrap();
+        image.close().unwrap();
+        assert!(check::container(container(&cut)).unwrap().worst() < Some(Severity::Warning));
+    }
+}
+
+#[test]
+fn a_block_under_the_footer_is_released_without_it() {
+    let memory = new_image(1 << 20, dynamic(16 << 10));
+    let image = open_writable(&memory);
+    image.write(sectors(0, 4), &pattern::fill(sectors(0, 4), 1)).unwrap();
+    image.close().unwrap();
+    let mut bytes = memory.to_vec();
+    let footer = bytes.split_off(bytes.len() - 512);
+    bytes.truncate(bytes.len() - 20 * 512);
+    let cut = Arc::new(MemoryStorage::new([bytes, footer].concat()));
+    let mut image = open_writable(&cut);
+    image.release(&[BlockIndex(0)]).unwrap();
+    image.close().unwrap();
+    assert!(check::container(container(&cut)).unwrap().worst() < Some(Severity::Warning));
+}
+
+#[test]
+fn a_fixed_disk_that_reaches_over_its_footer_is_never_written() {
+    let memory = new_image(64 << 10, NewKind::Fixed);
+    let mut bytes = memory.to_vec();
+    let sector = bytes.len() - 512 - 512;
+    bytes.drain(sector..sector + 512);
+    let short = Arc::new(MemoryStorage::new(bytes));
+    assert_eq!(read(&short, 0, 127), vec![0; 127 * 512]);
+    let error = vhd_core::Image::writable_from_container(container(&short)).unwrap_err().to_string();
+    assert!(error.contains("the data of the fixed disk and the footer overlap"), "{error}");
+}
