@@ -118,16 +118,16 @@ pub fn file(path: &Path) -> Result<Report, StorageError> {
     file_to(path, Depth::Structure)
 }
 
-/// As [`file`], to a depth; where the data is looked at, time and reading are linear in that.
+/// As [`file()`], to a depth; where the data is looked at, time and reading are linear in that.
 ///
 /// # Errors
-/// As [`file`].
+/// As [`file()`].
 pub fn file_to(path: &Path, depth: Depth) -> Result<Report, StorageError> {
     let storage = FileStorage::open(path, Lock::None).map_err(|source| StorageError::from_open(path, source))?;
     container_to(&Container::new(path, Arc::new(storage)), depth)
 }
 
-/// As [`file`], for any store.
+/// As [`file()`], for any store.
 ///
 /// # Errors
 /// A store that cannot be read.
