@@ -1,12 +1,14 @@
-//! Opening the largest images, and listing many.
+//! Opening and checking the largest images, and listing many.
 
+use std::fs::File;
 use std::hint::black_box;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
 use benches::{Shape, create_base, create_child, resident};
 use criterion::{Criterion, criterion_group, criterion_main};
-use vhd_core::{ByteCount, Chain, ChainOptions, Folder, Image, Lock, Volume};
+use vhd_core::{ByteCount, Chain, ChainOptions, FOOTER_SIZE, Folder, Image, Lock, MAX_VIRTUAL_SIZE, Volume};
 
 const DEPTH: usize = 30;
 const FILES: usize = 10_000;
@@ -57,9 +59,41 @@ fn scan(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Makes an image of 2040 GiB with every block allocated; the file is one large hole.
+fn full_image(path: &Path) -> std::io::Result<()> {
+    create_base(path, MAX_VIRTUAL_SIZE);
+    let image = Image::open(path, Lock::None).expect("it was just made");
+    let header = image.header().expect("a dynamic image has one");
+    let (table, entries) = (header.table_offset().0, header.max_table_entries());
+    let file = File::options().read(true).write(true).open(path)?;
+    let end = file.metadata()?.len() - FOOTER_SIZE.0;
+    let mut footer = [0; FOOTER_SIZE.0 as usize];
+    file.read_exact_at(&mut footer, end)?;
+    let stride = (header.block_size().bytes() + ByteCount(512)).0;
+    let first = end.next_multiple_of(4096);
+    let bat = (0..u64::from(entries)).flat_map(|block| (((first + block * stride) / 512) as u32).to_be_bytes());
+    file.write_all_at(&bat.collect::<Vec<u8>>(), table)?;
+    file.write_all_at(&[0; FOOTER_SIZE.0 as usize], end)?;
+    file.write_all_at(&footer, first + u64::from(entries) * stride)
+}
+
+fn check(criterion: &mut Criterion) {
+    let folder = testkit::scratch::folder();
+    let path = folder.path().join("full.vhd");
+    full_image(&path).expect("the folder has room");
+    let mut group = criterion.benchmark_group("check/2040-gib");
+    group.sample_size(10).bench_function("every-block", |bencher| {
+        bencher.iter(|| {
+            let report = vhd_core::check::file(&path).expect("it can be read");
+            assert_eq!(report.findings(), []);
+        });
+    });
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().without_plots().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(2));
-    targets = open, scan
+    targets = open, scan, check
 }
 criterion_main!(benches);

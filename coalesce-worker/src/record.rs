@@ -18,8 +18,16 @@ pub(crate) enum Record {
     Snapshot(SnapshotIntent),
     /// A volume is deleted.
     Delete(FileId),
-    /// A volume of this length is made larger.
-    Resize { file: FileId, length: u64 },
+    /// A volume whose file has this length gets another size.
+    Resize {
+        file: FileId,
+        length: u64,
+        /// What it leaves beyond its end is to go.
+        #[serde(default)]
+        shrinks: bool,
+    },
+    /// An image is compacted.
+    Compact(FileId),
     /// An image gets another id and becomes a child of another image, which becomes hidden.
     Compose { child: FileId, becomes: Uuid, parent: FileId },
     /// A volume's file gets another name, and what waits as `prepared` takes its place.
@@ -47,7 +55,7 @@ impl Record {
             Self::Snapshot(SnapshotIntent { volume, snapshot, base, prepared_volume, prepared_snapshot, .. }) => {
                 vec![volume, snapshot, base, prepared_volume, prepared_snapshot]
             }
-            Self::Delete(file) | Self::Resize { file, .. } => vec![&file.path],
+            Self::Delete(file) | Self::Compact(file) | Self::Resize { file, .. } => vec![&file.path],
             Self::Compose { child, parent, .. } => vec![&child.path, &parent.path],
             Self::Revert { volume, displaced, prepared } => vec![volume, displaced, prepared],
             Self::Merge(intent) => intent.files().chain(&intent.beneath).map(|file| &file.path).collect(),

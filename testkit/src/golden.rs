@@ -30,6 +30,12 @@ pub struct Golden {
     pub writes: Option<Vec<Write3>>,
     /// The hash of the whole disk read through the chain.
     pub guest_sha256: Option<String>,
+    /// The file that takes an interrupted resize back.
+    pub journal: Option<String>,
+    /// The hash of the file once that has been taken back.
+    pub sha256_after_revert: Option<String>,
+    /// The hash of the whole disk then.
+    pub guest_sha256_after_revert: Option<String>,
 }
 
 #[derive(Deserialize)]

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 use vhd_core::check::{self, Severity};
 use vhd_core::{
-    BlockSize, ByteCount, Chain, ChainOptions, Existing, Files, Folder, Image, Layer, Lock, NewImage, NewKind,
-    ParentLink, Sector, SectorRange, Uuid, Volume, create_file,
+    BlockIndex, BlockSize, ByteCount, Chain, ChainOptions, Existing, Files, Folder, Image, Layer, Lock, NewImage,
+    NewKind, ParentLink, Sector, SectorRange, Uuid, Volume, create_file,
 };
 
 use crate::model::read_all;
@@ -85,10 +85,34 @@ impl Scene {
 
     /// Writes the pattern of a tag to sectors of an image.
     pub fn write(&self, name: &str, sectors: Range<u64>, tag: u16) {
-        let volume = patiently(|| Volume::open(&self.file(name), &ChainOptions::default())).expect("the image opens");
         let range = SectorRange::between(Sector(sectors.start), Sector(sectors.end));
-        volume.write(range, &pattern::fill(range, tag)).expect("the image can be written");
+        self.change(name, |volume| volume.write(range, &pattern::fill(range, tag)).expect("the image can be written"));
+    }
+
+    /// Runs `work` on an open image, and closes it.
+    fn change(&self, name: &str, work: impl FnOnce(&Volume)) {
+        let volume = patiently(|| Volume::open(&self.file(name), &ChainOptions::default())).expect("the image opens");
+        work(&volume);
         volume.close().expect("the image closes");
+    }
+
+    /// Writes zeros, as data, to sectors of an image.
+    pub fn write_zeros(&self, name: &str, sectors: Range<u64>) {
+        let range = SectorRange::between(Sector(sectors.start), Sector(sectors.end));
+        let zeros = vec![0; range.count().bytes().0 as usize];
+        self.change(name, |volume| volume.write(range, &zeros).expect("the image can be written"));
+    }
+
+    /// Makes sectors of an image read as zeros without data.
+    pub fn trim(&self, name: &str, sectors: Range<u64>) {
+        let range = SectorRange::between(Sector(sectors.start), Sector(sectors.end));
+        self.change(name, |volume| volume.trim(range).expect("the image can be written"));
+    }
+
+    /// Allocates blocks of an image that hold nothing.
+    pub fn reserve(&self, name: &str, blocks: Range<u32>) {
+        let blocks: Vec<BlockIndex> = blocks.map(BlockIndex).collect();
+        self.change(name, |volume| volume.leaf().reserve(&blocks).expect("the image can be written"));
     }
 
     /// Writes the pattern of a tag to the first sector of each of some blocks of 4 KiB, and to the first half of every third.

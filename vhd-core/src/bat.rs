@@ -1,5 +1,6 @@
 //! The BAT: where each block of the disk lies in the file.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -79,8 +80,19 @@ impl Bat {
         container: &'a Container,
         blocks: u32,
     ) -> impl Iterator<Item = Result<(BlockIndex, u32), StorageError>> + 'a {
-        let blocks = blocks.min(self.entries);
-        (0..blocks.div_ceil(PAGE_ENTRIES)).flat_map(move |index| {
+        self.allocated_in(container, 0..blocks)
+    }
+
+    /// As [`allocated`](Self::allocated), for any range of blocks.
+    pub(crate) fn allocated_in<'a>(
+        &'a self,
+        container: &'a Container,
+        blocks: Range<u32>,
+    ) -> impl Iterator<Item = Result<(BlockIndex, u32), StorageError>> + 'a {
+        let blocks = blocks.start..blocks.end.min(self.entries);
+        let pages =
+            if blocks.is_empty() { 0..0 } else { blocks.start / PAGE_ENTRIES..blocks.end.div_ceil(PAGE_ENTRIES) };
+        pages.flat_map(move |index| {
             let first = index * PAGE_ENTRIES;
             let keep = self.entries <= KEPT_ENTRIES;
             let loaded = if keep { self.page(container, index).map(|_| false) } else { self.is_hole(container, index) };
@@ -90,9 +102,10 @@ impl Bat {
                 Ok(entries) => (entries, None),
                 Err(error) => (Vec::new(), Some(Err(error))),
             };
+            let blocks = blocks.clone();
             let in_use = entries.into_iter().enumerate().filter_map(move |(i, entry)| {
                 let block = first + i as u32;
-                (block < blocks && entry != UNALLOCATED).then_some(Ok((BlockIndex(block), entry)))
+                (blocks.contains(&block) && entry != UNALLOCATED).then_some(Ok((BlockIndex(block), entry)))
             });
             in_use.chain(failed)
         })

@@ -96,6 +96,19 @@ impl Batmap {
         Self { header_at, raw, trusted: true }
     }
 
+    /// Takes what looks like the header of a batmap where one of an image with `header` should be, whatever its fields
+    /// say, for the marker and the key's hash in it.
+    pub(crate) fn salvage(container: &Container, header: &Header) -> Result<Option<Self>, StorageError> {
+        let header_at = header_offset(header);
+        let mut bytes = [0; BATMAP_HEADER_SIZE.0 as usize];
+        if header_at.0 + BATMAP_HEADER_SIZE.0 > container.len()?.0 {
+            return Ok(None);
+        }
+        container.read_at(&mut bytes, header_at)?;
+        let raw = RawBatmapHeader::read_from_bytes(&bytes).expect("the sizes are equal");
+        Ok((raw.cookie == format::BATMAP_COOKIE).then_some(Self { header_at, raw, trusted: false }))
+    }
+
     /// Makes one for another place and size that keeps all but the map.
     pub(crate) fn moved(&self, header_at: FileOffset, entries: u32) -> Self {
         let new = Self::new(header_at, entries).raw;
@@ -258,6 +271,21 @@ impl Batmap {
             }
             self.raw.checksum = checksum.into();
         }
+        self.trusted = true;
+        Ok(container.write_at(&self.to_bytes(), self.header_at)?)
+    }
+
+    /// Writes map and header anew, whatever was there; `is_full` answers for every block. Not synced.
+    ///
+    /// # Crash safety
+    /// As [`mark_full`](Self::mark_full).
+    pub(crate) fn make_anew<E: From<StorageError>>(
+        &mut self,
+        container: &Container,
+        entries: u32,
+        mut is_full: impl FnMut(BlockIndex) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        self.rebuild(container, entries, &mut is_full)?;
         self.trusted = true;
         Ok(container.write_at(&self.to_bytes(), self.header_at)?)
     }

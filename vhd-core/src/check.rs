@@ -17,6 +17,7 @@ use std::sync::Arc;
 use crate::block_size::BlockSize;
 use crate::footer::{DiskType, FOOTER_SIZE};
 use crate::image::{Image, OpenError, ReadOnly};
+use crate::repair::journal;
 use crate::storage::{Container, FileStorage, Lock, StorageError};
 use crate::units::{ByteCount, FileOffset, SECTOR_SIZE};
 
@@ -174,13 +175,25 @@ fn check_footer_fields(image: &Image<ReadOnly>, report: &mut Report) -> Result<(
     let footer = image.footer();
     let size = footer.current_size();
     if footer.poisoned() {
-        let text = "a resize was interrupted: the tables may not match the data; revert it with its journal";
+        let journal = image
+            .container()
+            .storage()
+            .as_file()
+            .map_or(String::new(), |_| format!("; {}", journal::describe(image.path(), footer.unique_id())));
+        let text = format!("a resize was interrupted: the tables may not match the data{journal}");
         report.add(&kind::RESIZE_UNFINISHED, Some(FileOffset(0)), text);
     }
     let room = image.container().len()?.0 - FOOTER_SIZE.0;
     if footer.disk_type() == DiskType::Fixed && size.0 > room {
-        let text = format!("the disk has {size} bytes, the file only {room} before its footer");
+        let text = format!("the disk has {size} bytes by current_size, the file only {room} before its footer");
         report.add(&kind::FIXED_SHORT, Some(FileOffset(room)), text);
+    }
+    if footer.disk_type() == DiskType::Fixed && size.0 < room && !image.container().has_fixed_size() {
+        let text = format!(
+            "{} bytes between the end of the disk by current_size and the footer belong to nothing",
+            room - size.0
+        );
+        report.add(&kind::STRAY_BYTES, Some(FileOffset(size.0)), text);
     }
     if !size.0.is_multiple_of(SECTOR_SIZE) {
         let text =

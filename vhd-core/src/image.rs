@@ -148,7 +148,12 @@ impl<Mode> Image<Mode> {
         self.checked_place(tables, block, entry).map(Some)
     }
 
-    fn checked_place(&self, tables: &Tables, block: BlockIndex, entry: u32) -> Result<BlockPlace, ReadError> {
+    pub(crate) fn checked_place(
+        &self,
+        tables: &Tables,
+        block: BlockIndex,
+        entry: u32,
+    ) -> Result<BlockPlace, ReadError> {
         let place = BlockPlace::from_entry(entry, tables.header.block_size());
         let mut fault = tables.fault_of(place);
         if let Some(BlockFault::BeyondEnd { .. }) = fault {

@@ -51,6 +51,7 @@ mod bitmap;
 mod block_size;
 mod chain;
 pub mod check;
+mod compact;
 mod create;
 mod folder;
 mod footer;
@@ -63,6 +64,7 @@ mod locator;
 mod metadata;
 mod new_file;
 mod overlap;
+pub mod repair;
 mod resolve;
 mod storage;
 mod units;
@@ -74,6 +76,7 @@ pub use chain::{
     Chain, ChainError, ChainExtent, ChainOptions, ChainSource, MAX_CHAIN_DEPTH, ParentIdentity, ParentRefusal,
     UnfinishedResize, Volume, resolve_layers,
 };
+pub use compact::{CompactError, Compaction};
 pub use create::{CreateError, NewImage, NewKind, create, create_file};
 pub use folder::{DamagedFile, Files, Folder, FolderError, Node, NodeId, ParentName};
 pub use footer::{DiskType, FOOTER_SIZE, Footer, FooterError, MAX_VIRTUAL_SIZE, Timestamp};

@@ -1,5 +1,6 @@
 //! Changing what an image says of itself: hidden, size, parent. The image is used by nobody else meanwhile.
 
+mod leftovers;
 mod link;
 mod size;
 
@@ -90,7 +91,7 @@ impl Image<ReadWrite> {
     }
 
     /// Writes the copy of the footer at the start anew where a crash has left it behind the one at the end.
-    fn mend_copy(&mut self) -> Result<(), MetadataError> {
+    pub(crate) fn mend_copy(&mut self) -> Result<(), MetadataError> {
         let mut copy = [0; FOOTER_SIZE.0 as usize];
         if self.tables.is_some() {
             self.container.read_at(&mut copy, FileOffset(0))?;
@@ -104,7 +105,10 @@ impl Image<ReadWrite> {
     }
 
     /// Runs the steps of a change; after one that failed, what the file says is not certain, and no more is written.
-    fn commit<T>(&mut self, steps: impl FnOnce(&mut Self) -> Result<T, MetadataError>) -> Result<T, MetadataError> {
+    pub(crate) fn commit<T>(
+        &mut self,
+        steps: impl FnOnce(&mut Self) -> Result<T, MetadataError>,
+    ) -> Result<T, MetadataError> {
         self.check_not_failed()?;
         let result = steps(self);
         if result.is_err() {
@@ -127,8 +131,8 @@ impl Image<ReadWrite> {
         Ok(self.container.sync()?)
     }
 
-    /// Cuts off what lies past the last table and block, as an interrupted merge leaves it, and writes the end footer there;
-    /// then the copy at the start, and a batmap with a wrong checksum, anew. Changes nothing in an image that is as it
+    /// Writes the copy of the footer at the start anew where it is behind, cuts off what lies past the last table and block, as
+    /// an interrupted merge leaves it, and writes the end footer there; then a batmap with a wrong checksum anew. Changes nothing in an image that is as it
     /// should be; fixed images and devices are left alone.
     ///
     /// # Errors
@@ -140,8 +144,9 @@ impl Image<ReadWrite> {
         self.flush()?;
         if self.tables.is_some() && !self.container.has_fixed_size() {
             self.commit(|image| {
-                image.cut_tail()?;
+                // The copy speaks for the image while the file has no footer at its end.
                 image.mend_copy()?;
+                image.cut_tail()?;
                 Ok(image.mend_batmap()?)
             })?;
         }

@@ -50,6 +50,13 @@ pub trait Storage: Send + Sync + fmt::Debug {
         write_zeros(self, at, length)
     }
 
+    /// Gives the space of `length` bytes at `at`, all within the store, back where that takes no writing: they then read as
+    /// zeros. Tells whether it could; where not, nothing has changed.
+    fn punch_hole(&self, at: FileOffset, length: ByteCount) -> io::Result<bool> {
+        let _ = (at, length);
+        Ok(false)
+    }
+
     /// Finds the next range at or after `from` that may hold anything but zeros; `None` where only a hole follows.
     fn next_data(&self, from: FileOffset) -> io::Result<Option<Range<FileOffset>>> {
         let end = FileOffset(self.len()?.0);

@@ -26,6 +26,7 @@ use crate::storage::{Container, StorageError};
 use crate::units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, SectorCount, SectorRange};
 
 use allocate::Tail;
+pub(crate) use allocate::last_used;
 
 const SHARDS: usize = 64;
 /// Memory for block states, clean and dirty; beyond it dirty ones are flushed and clean ones forgotten.

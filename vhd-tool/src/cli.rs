@@ -8,7 +8,8 @@ use coalesce_worker::{Recovered, Repository};
 use vhd_core::{ByteCount, ChainOptions, FileError, ParentIdentity, ParentPlaces, folder_of};
 
 use crate::commands::{
-    check, clone, coalesce, compare, convert, create, delete, gc, info, map, read, snapshot, tree, write,
+    check, clone, coalesce, compact, compare, convert, create, delete, gc, info, map, read, repair, resize, snapshot,
+    tree, write,
 };
 use crate::error::{CommandError, with_causes};
 use crate::output::{self, Output};
@@ -58,8 +59,11 @@ enum Command {
     Map(map::Args),
     Tree(tree::Args),
     Check(check::Args),
+    Repair(repair::Args),
     Read(read::Args),
     Write(write::Args),
+    Resize(resize::Args),
+    Compact(compact::Args),
     Convert(convert::Args),
     Compare(compare::Args),
     Snapshot(snapshot::Args),
@@ -173,8 +177,11 @@ fn dispatch(command: &Command, context: &Context) -> Result<Status, CommandError
         Command::Map(args) => map::run(args, context),
         Command::Tree(args) => tree::run(args, context),
         Command::Check(args) => check::run(args, context),
+        Command::Repair(args) => repair::run(args, context),
         Command::Read(args) => read::run(args, context),
         Command::Write(args) => write::run(args, context),
+        Command::Resize(args) => resize::run(args, context),
+        Command::Compact(args) => compact::run(args, context),
         Command::Convert(args) => convert::run(args, context),
         Command::Compare(args) => compare::run(args, context),
         Command::Snapshot(args) => snapshot::run(args, context),

@@ -3,6 +3,7 @@
 pub(crate) mod check;
 pub(crate) mod clone;
 pub(crate) mod coalesce;
+pub(crate) mod compact;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;
@@ -12,6 +13,8 @@ pub(crate) mod gc;
 pub(crate) mod info;
 pub(crate) mod map;
 pub(crate) mod read;
+pub(crate) mod repair;
+pub(crate) mod resize;
 pub(crate) mod snapshot;
 pub(crate) mod tree;
 pub(crate) mod write;

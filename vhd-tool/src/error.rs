@@ -4,10 +4,11 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
-use coalesce_worker::{CoalesceError, DeleteError, SnapshotError};
+use coalesce_worker::{CoalesceError, CompactingError, DeleteError, ResizeError, SnapshotError};
+use vhd_core::repair::{JournalError, RepairError, UndoError};
 use vhd_core::{
-    ByteCount, ChainError, CreateError, FileError, FolderError, LinkError, MetadataError, OpenError, ReadError,
-    StorageError, WriteError,
+    ByteCount, ChainError, CompactError, CreateError, FileError, FolderError, LinkError, MetadataError, OpenError,
+    ReadError, StorageError, WriteError,
 };
 
 use crate::output;
@@ -194,10 +195,12 @@ impl From<OpenError> for CommandError {
             OpenError::Footer { .. } | OpenError::Header { .. } | OpenError::Outside { .. } => {
                 Some("is the file whole, and a VHD? Restore it from a copy if it was one")
             }
-            OpenError::Overlap { .. } | OpenError::Block(ReadError::Block { .. }) => {
-                Some("`check FILE` lists all that is wrong with it; nothing is written to it before that is mended")
+            OpenError::Overlap { .. } | OpenError::Block(ReadError::Block { .. }) => Some(
+                "`check FILE` lists all that is wrong with it, and `repair FILE` mends what can be; nothing is written to it before",
+            ),
+            OpenError::UnfinishedResize { .. } => {
+                Some("`repair FILE` takes an interrupted resize back with its journal")
             }
-            OpenError::UnfinishedResize { .. } => Some("`vhd-util revert` takes an interrupted resize back"),
             _ => None,
         };
         Self::failed(error).hints(hint)
@@ -214,6 +217,31 @@ impl From<ChainError> for CommandError {
                 Self::failed(error).hint("`info FILE` shows the parent that each image records")
             }
         }
+    }
+}
+
+impl From<RepairError> for CommandError {
+    fn from(error: RepairError) -> Self {
+        let hint = match error {
+            RepairError::Open(_) => Some("too little is left of it: restore it from a copy"),
+            RepairError::Header { .. } => Some("restore it from a copy, or the header alone from one of the same size"),
+            RepairError::Overlap { .. } | RepairError::OverBatmap { .. } => {
+                Some("nothing was changed: copy out what can be read (`convert`), and restore the rest from a copy")
+            }
+            RepairError::Journal(JournalError::Missing { .. } | JournalError::Several { .. }) => {
+                Some("--journal names the journal of the resize")
+            }
+            RepairError::Parent { .. } => Some(PARENT),
+            RepairError::Interrupted { .. } => Some("repair it again, or take the repair back with --undo"),
+            RepairError::Remaining { .. } => Some("nothing was changed; `check FILE` lists all that is wrong with it"),
+            RepairError::Undo(UndoError::Device { .. }) => Some("--backup DIR names a folder for it"),
+            RepairError::Undo(UndoError::Missing { .. }) => {
+                Some("was the repair done with --backup DIR? Give it again")
+            }
+            RepairError::Undo(UndoError::Damaged { .. }) => Some("if it is of no use to you, move it away"),
+            _ => None,
+        };
+        Self::failed(error).hints(hint)
     }
 }
 
@@ -246,6 +274,39 @@ impl From<DeleteError> for CommandError {
     fn from(error: DeleteError) -> Self {
         match error {
             DeleteError::Open(error) => error.into(),
+            other => Self::failed(other),
+        }
+    }
+}
+
+impl From<ResizeError> for CommandError {
+    fn from(error: ResizeError) -> Self {
+        match error {
+            ResizeError::Chain(error) => error.into(),
+            ResizeError::Metadata(MetadataError::Size { .. }) => Self::usage(error),
+            ResizeError::Data { .. } => Self::failed(error).hint("--discard gives up what lies there"),
+            ResizeError::HasChild { .. } => {
+                Self::failed(error).hint("delete the child, or merge it into this image with `coalesce`")
+            }
+            other => Self::failed(other),
+        }
+    }
+}
+
+impl From<CompactError> for CommandError {
+    fn from(error: CompactError) -> Self {
+        match error {
+            CompactError::Open(error) => error.into(),
+            other => Self::failed(other),
+        }
+    }
+}
+
+impl From<CompactingError> for CommandError {
+    fn from(error: CompactingError) -> Self {
+        match error {
+            CompactingError::Open(error) => error.into(),
+            CompactingError::Compact(error) => error.into(),
             other => Self::failed(other),
         }
     }

@@ -157,8 +157,12 @@ impl Repository {
             Some(Record::Snapshot(intent)) => {
                 (&intent.volume, self.finish_snapshot(intent, structure).map_err(Into::into))
             }
-            Some(Record::Resize { file, length }) => {
-                (&file.path, mend(&self.absolute(&file.path), file, Some(ByteCount(*length))).map_err(Into::into))
+            Some(Record::Resize { file, length, shrinks }) => {
+                let mended = mend(&self.absolute(&file.path), file, Some(ByteCount(*length)), *shrinks);
+                (&file.path, mended.map_err(Into::into))
+            }
+            Some(Record::Compact(file)) => {
+                (&file.path, mend(&self.absolute(&file.path), file, Some(ByteCount(0)), false).map_err(Into::into))
             }
             Some(Record::Delete(id)) => (&id.path, self.finish_delete(id, structure).map_err(Into::into)),
             Some(Record::Revert { volume, displaced, prepared }) => {
@@ -200,9 +204,9 @@ impl Repository {
         let target_path = self.absolute(&intent.target.path);
         if !records.contains(&Record::Merged) {
             for source in &intent.sources {
-                mend(&self.absolute(&source.path), source, None)?;
+                mend(&self.absolute(&source.path), source, None, false)?;
             }
-            mend(&target_path, &intent.target, Some(ByteCount(intent.target_length)))?;
+            mend(&target_path, &intent.target, Some(ByteCount(intent.target_length)), false)?;
             if self.has_all(intent)? {
                 return Ok(Outcome::Interrupted(self.absolute(&intent.node().path)));
             }
@@ -404,10 +408,10 @@ fn headers(records: &[Record]) -> impl DoubleEndedIterator<Item = &HeaderRecord>
     })
 }
 
-/// Mends what an interrupted merge or resize may leave unsightly in an image that nobody uses: a batmap whose two parts do
-/// not go together; in one whose file was this long before it grew, also space that nothing refers to, and no footer at the
-/// end.
-fn mend(path: &Path, file: &FileId, grown_from: Option<ByteCount>) -> Result<(), CoalesceError> {
+/// Mends what an interrupted merge, resize or compaction may leave unsightly in an image that nobody uses: a batmap whose two
+/// parts do not go together; in one whose file was this long before it changed, also space that nothing refers to, and no
+/// footer at the end; in one that shrinks, also what lies beyond the end of its disk.
+fn mend(path: &Path, file: &FileId, changed_from: Option<ByteCount>, shrinks: bool) -> Result<(), CoalesceError> {
     if file.unique_id.is_nil() {
         return Ok(());
     }
@@ -416,7 +420,7 @@ fn mend(path: &Path, file: &FileId, grown_from: Option<ByteCount>) -> Result<(),
         storage => storage.map_err(FileError::when(path, "open it"))?,
     };
     let container = Container::new(path, Arc::new(storage));
-    let image = match (Image::writable_from_container(container.clone()), grown_from) {
+    let image = match (Image::writable_from_container(container.clone()), changed_from) {
         // A fixed disk that was to grow, and has no footer where its file now ends.
         (Err(OpenError::Footer { .. }), Some(length)) => {
             vhd_core::cut_to_footer(&container, length, file.unique_id)?;
@@ -429,7 +433,10 @@ fn mend(path: &Path, file: &FileId, grown_from: Option<ByteCount>) -> Result<(),
         return Ok(());
     }
     image.mend_batmap()?;
-    if grown_from.is_some() {
+    if shrinks {
+        image.drop_leftovers()?;
+    }
+    if changed_from.is_some() {
         image.trim_tail()?;
     }
     Ok(())

@@ -11,18 +11,67 @@ use crate::units::{ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, Sect
 const CHUNK: SectorCount = SectorCount(2048);
 /// What is left out where it is all zeros: what file systems give space by.
 const PAGE: SectorCount = SectorCount(8);
+/// How much is looked at together from the end of a range: 1 GiB.
+const WINDOW: SectorCount = SectorCount(1 << 21);
 static ZEROS: [u8; PAGE.bytes().0 as usize] = [0; PAGE.bytes().0 as usize];
 
 impl Chain {
     /// Lists the ranges of the disk that may hold anything but zeros, in order, as far as tables and holes tell.
     pub fn data_ranges(&self) -> impl Iterator<Item = Result<SectorRange, ReadError>> + '_ {
-        let disk = SectorRange::new(Sector(0), self.sectors());
+        self.data_ranges_in(SectorRange::new(Sector(0), self.sectors()))
+    }
+
+    /// As [`data_ranges`](Self::data_ranges), for a part of the disk.
+    pub fn data_ranges_in(&self, range: SectorRange) -> impl Iterator<Item = Result<SectorRange, ReadError>> + '_ {
         let mut holes = Holes { known: vec![FileOffset(0)..FileOffset(0); self.layers().len()] };
-        let found = self.extents(disk).flat_map(move |extent| match extent {
+        let found = self.extents(range).flat_map(move |extent| match extent {
             Ok(extent) => holes.data_of(self, extent),
             Err(error) => vec![Err(error)],
         });
         joined(found)
+    }
+
+    /// Tells whether all sectors of a range read as zeros.
+    ///
+    /// # Errors
+    /// A BAT entry that cannot be, a failed read.
+    pub fn is_zero(&self, range: SectorRange) -> Result<bool, ReadError> {
+        let mut buffer = Vec::new();
+        for data in self.data_ranges_in(range) {
+            for piece in data?.split_at_multiples(CHUNK) {
+                buffer.resize(piece.count().bytes().0 as usize, 0);
+                self.read(piece, &mut buffer)?;
+                if !is_zeros(&buffer) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Finds the last sector of a range that does not read as zeros, looking from its end.
+    ///
+    /// # Errors
+    /// A BAT entry that cannot be, a failed read.
+    pub fn last_nonzero(&self, range: SectorRange) -> Result<Option<Sector>, ReadError> {
+        let mut buffer = Vec::new();
+        let mut end = range.end;
+        while end > range.start {
+            let start = Sector(end.0.saturating_sub(WINDOW.0)).max(range.start);
+            let found = self.data_ranges_in(SectorRange::between(start, end)).collect::<Result<Vec<_>, _>>()?;
+            for data in found.into_iter().rev() {
+                let pieces: Vec<_> = data.split_at_multiples(CHUNK).collect();
+                for piece in pieces.into_iter().rev() {
+                    buffer.resize(piece.count().bytes().0 as usize, 0);
+                    self.read(piece, &mut buffer)?;
+                    if let Some(last) = buffer.chunks(SECTOR_SIZE as usize).rposition(|sector| !is_zeros(sector)) {
+                        return Ok(Some(piece.start + SectorCount(last as u64)));
+                    }
+                }
+            }
+            end = start;
+        }
+        Ok(None)
     }
 
     /// Reads everything that is not zero, by pages of 4 KiB, in the order of the disk, and hands it to `write`. After
@@ -134,6 +183,11 @@ fn joined(
             }
         }
     })
+}
+
+/// Tells whether bytes are all zero.
+pub(crate) fn is_zeros(bytes: &[u8]) -> bool {
+    bytes.chunks(ZEROS.len()).all(|page| *page == ZEROS[..page.len()])
 }
 
 /// Finds the parts of `range` that are not zero, by pages of the disk.

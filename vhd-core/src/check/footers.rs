@@ -59,7 +59,6 @@ pub(super) fn check(container: &Container, report: &mut Report) -> Result<bool, 
             footer
         }
         (Err(_), Err(_)) => match &start.footer {
-            // At the start of a fixed disk is the guest's first sector.
             Ok(copy) if copy.disk_type() != DiskType::Fixed => {
                 let text =
                     format!("no footer at the end of the file, the copy at the start is used: {}", end.fault(copy));
@@ -78,7 +77,9 @@ pub(super) fn check(container: &Container, report: &mut Report) -> Result<bool, 
             }
         },
     };
-    if counts.disk_type() == DiskType::Fixed {
+    // At the start of a fixed disk is the guest's first sector, and no footer of this very disk.
+    let is_copy = |copy: &Footer| copy.unique_id() == counts.unique_id();
+    if counts.disk_type() == DiskType::Fixed && !start.footer.as_ref().is_ok_and(is_copy) {
         return Ok(true);
     }
     match &start.footer {

@@ -26,7 +26,13 @@ pub(super) fn explain(container: &Container, error: &OpenError, report: &mut Rep
             let field = if *part == "BAT" { "table_offset or max_table_entries" } else { "data_offset of the footer" };
             report.add(&kind::TABLE_OUTSIDE, Some(*offset), format!("{text}; says {field}"));
         }
-        OpenError::Outside { offset, .. } => report.add(&kind::FIXED_SHORT, Some(*offset), text),
+        OpenError::Outside { offset, .. } => {
+            report.add(
+                &kind::FIXED_SHORT,
+                Some(*offset),
+                format!("{text}; says current_size or disk_type of the footer"),
+            );
+        }
         OpenError::ShortBat { .. } => {
             let text = format!("{text}; current_size, max_table_entries or block_size is damaged");
             report.add(&kind::BAT_SHORT, None, text);

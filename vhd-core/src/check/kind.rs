@@ -111,7 +111,7 @@ kinds! {
         "Sectors hold data that the bitmap does not show (found by `--deep`), as when power fails in a write."
         "None needed, unless the bitmap is what was damaged: then restore a backup."
     STRAY_BYTES "stray-bytes" Info
-        "Bytes between the last block and the footer belong to nothing."
+        "Bytes between the last block, or the end of a fixed disk, and the footer belong to nothing."
         "None needed; `vhd-tool compact` cuts them off."
     LOCATOR_PLACE "locator-place" Warning
         "A parent locator does not lie in the file, or lies over a table."

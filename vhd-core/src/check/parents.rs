@@ -78,7 +78,11 @@ pub fn chain(
         Ok(parents) => parents,
         Err(ChainError::Open(crate::image::OpenError::Storage(error))) => return Err(error),
         Err(error) => {
-            report.add(kind_of(&error), None, chain_of_causes(&error));
+            let of_top = top
+                .header()
+                .map(|header| format!("; by its header, parent_unique_id is {}", header.parent_unique_id()));
+            let text = format!("{}{}", chain_of_causes(&error), of_top.unwrap_or_default());
+            report.add(kind_of(&error), None, text);
             return Ok((report, Vec::new()));
         }
     };

@@ -91,6 +91,13 @@ impl Tables {
         fixed.into_iter().chain(batmap)
     }
 
+    /// Lists all that no new block may lie over: the tables, and the texts of locators.
+    pub(crate) fn taken(&self) -> impl Iterator<Item = Range<FileOffset>> + '_ {
+        let locators = self.header.locators();
+        let texts = locators.filter_map(|(_, entry)| Some(entry.offset..entry.end_within(self.file_len())?));
+        self.regions().map(|region| region.range).chain(texts)
+    }
+
     /// Tells why a block cannot be at `place`.
     pub(crate) fn fault_of(&self, place: BlockPlace) -> Option<BlockFault> {
         let len = self.file_len();

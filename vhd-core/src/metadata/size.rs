@@ -46,9 +46,9 @@ impl Image<ReadWrite> {
     ///
     /// # Crash safety
     /// A larger BAT is complete and durable before the header's first sector points to it, and that, and zeros, before
-    /// the footer tells the new size. Of a fixed disk the file grows by the write of the new footer, and the old one is
-    /// zeroed once that is durable; if power fails when the file is longer but the footer not yet written, the file has
-    /// none and needs one made (its data is whole).
+    /// the footer tells the new size. Of a fixed disk the file grows by the write of a footer with the old size, and the
+    /// old footer is zeroed once that is durable, before the new one tells the new size; if power fails when the file is
+    /// longer but the footer not yet written, the file has none and needs one made (its data is whole).
     pub fn set_size(&mut self, size: ByteCount, parent_size: ByteCount) -> Result<(), MetadataError> {
         if size > MAX_VIRTUAL_SIZE || !size.0.is_multiple_of(SECTOR_SIZE) {
             return Err(MetadataError::Size { path: self.path().into(), size });
@@ -75,6 +75,8 @@ impl Image<ReadWrite> {
         self.zero_added(&leftovers?, Sector(parent_size.whole_sectors().0))?;
         if self.tables.is_none() && FileOffset(size.0) > self.tail_end() {
             self.move_tail(FileOffset(size.0));
+            // The old footer must not show as content: it goes while the disk still ends before it.
+            self.rewrite_footers(self.footer.clone())?;
         }
         self.rewrite_footers(new)
     }
@@ -118,7 +120,7 @@ impl Image<ReadWrite> {
     }
 
     /// Writes a BAT of `entries` and its batmap at the end of the file, and then lets the header point there.
-    fn move_bat(&mut self, entries: u32) -> Result<(), MetadataError> {
+    pub(crate) fn move_bat(&mut self, entries: u32) -> Result<(), MetadataError> {
         let tables = self.tables.as_ref().expect("only called with tables");
         let with_batmap = tables.batmap != BatmapState::Absent;
         let batmap_room = if with_batmap { BATMAP_HEADER_SIZE + batmap::map_size(entries) } else { ByteCount(0) };

@@ -103,6 +103,11 @@ impl Container {
         self.named(self.storage.zero_range(at, length), at, || format!("zero {length} bytes"))
     }
 
+    /// As [`Storage::punch_hole`].
+    pub fn punch_hole(&self, at: FileOffset, length: ByteCount) -> Result<bool, StorageError> {
+        self.named(self.storage.punch_hole(at, length), at, || format!("make a hole of {length} bytes"))
+    }
+
     /// As [`Storage::next_data`].
     pub fn next_data(&self, from: FileOffset) -> Result<Option<Range<FileOffset>>, StorageError> {
         self.named(self.storage.next_data(from), from, || "look for data".into())

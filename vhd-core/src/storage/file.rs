@@ -173,13 +173,17 @@ impl Storage for FileStorage {
     }
 
     fn zero_range(&self, at: FileOffset, length: ByteCount) -> io::Result<()> {
+        if self.punch_hole(at, length)? { Ok(()) } else { super::write_zeros(self, at, length) }
+    }
+
+    fn punch_hole(&self, at: FileOffset, length: ByteCount) -> io::Result<bool> {
         if length.0 == 0 {
-            return Ok(());
+            return Ok(true);
         }
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match rustix::fs::fallocate(&self.file, punch, at.0, length.0) {
-            Ok(()) => Ok(()),
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => super::write_zeros(self, at, length),
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }

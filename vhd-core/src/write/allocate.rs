@@ -50,6 +50,11 @@ impl Tail {
     }
 }
 
+/// The end of the last table, locator or block.
+pub(crate) fn last_used(container: &Container, tables: &Tables) -> Result<FileOffset, StorageError> {
+    Ok(used(container, tables)?.by_all)
+}
+
 /// How far the file is in use. On a device nothing else tells it; in a file the last block may be cut short by the end, and
 /// blktap lets some batmaps reach under the footer.
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,9 +74,8 @@ fn used(container: &Container, tables: &Tables) -> Result<Used, StorageError> {
             by_blocks = by_blocks.max(place.data + size.bytes());
         }
     }
-    let regions = tables.regions().map(|region| region.range.end);
-    let locators = tables.header.locators().filter_map(|(_, entry)| entry.end_within(tables.file_len()));
-    Ok(Used { by_blocks, by_all: regions.chain(locators).fold(by_blocks, FileOffset::max) })
+    let by_all = tables.taken().map(|range| range.end).fold(by_blocks, FileOffset::max);
+    Ok(Used { by_blocks, by_all })
 }
 
 /// The first place at or after `end` for a block, leaving room for a footer that stands at `end`.
@@ -115,7 +119,7 @@ impl Image<ReadWrite> {
     }
 
     /// Where a good end footer stands.
-    pub(super) fn end_footer(&self) -> Option<FileOffset> {
+    pub(crate) fn end_footer(&self) -> Option<FileOffset> {
         locked(&self.mode.tail).footer
     }
 
@@ -137,6 +141,22 @@ impl Image<ReadWrite> {
         self.container.sync()?;
         *tail = Tail { end: used, footer: Some(used), grown: false, len: ByteCount(used.0 + FOOTER_SIZE.0) };
         tables.set_file_len(tail.len);
+        Ok(())
+    }
+
+    /// Ends the file of a fixed disk after the disk, with a footer: one that stands further on goes once that is durable.
+    pub(crate) fn cut_fixed(&self) -> Result<(), StorageError> {
+        let mut tail = locked(&self.mode.tail);
+        let end = FileOffset(self.footer.current_size().0);
+        if self.container.has_fixed_size() || tail.footer.is_none_or(|footer| footer < end + FOOTER_SIZE) {
+            return Ok(());
+        }
+        let len = ByteCount(end.0 + FOOTER_SIZE.0);
+        self.container.write_at(&self.footer.to_bytes(), end)?;
+        self.container.sync()?;
+        self.container.set_len(len)?;
+        self.container.sync()?;
+        *tail = Tail { end, footer: Some(end), grown: false, len };
         Ok(())
     }
 

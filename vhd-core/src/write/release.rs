@@ -37,11 +37,19 @@ impl Image<ReadWrite> {
     }
 
     fn release_places(&self, tables: &Tables, places: &[(BlockIndex, BlockPlace)]) -> Result<(), WriteError> {
-        let mut durable = locked(&self.mode.flushing);
         let blocks: Vec<BlockIndex> = places.iter().map(|(block, _)| *block).collect();
+        self.unpublish(tables, &blocks)?;
+        self.give_back(tables, places)
+    }
+
+    /// Takes blocks, sorted, out of the batmap and then out of the BAT, durably.
+    pub(crate) fn unpublish(&self, tables: &Tables, blocks: &[BlockIndex]) -> Result<(), WriteError> {
+        let mut durable = locked(&self.mode.flushing);
         if let BatmapState::Present(batmap) = durable.batmap.get_or_insert_with(|| tables.batmap.clone()) {
-            let is_full = |block| Ok::<_, WriteError>(!blocks.contains(&block) && self.is_full_on_disk(tables, block)?);
-            batmap.clear(&self.container, &blocks, tables.bat.entries(), is_full)?;
+            let is_full = |block| {
+                Ok::<_, WriteError>(blocks.binary_search(&block).is_err() && self.is_full_on_disk(tables, block)?)
+            };
+            batmap.clear(&self.container, blocks, tables.bat.entries(), is_full)?;
             // A bit that outlives its block would speak for whatever comes there next.
             self.container.sync()?;
         }
@@ -52,11 +60,23 @@ impl Image<ReadWrite> {
             self.write_end_footer()?;
         }
         self.container.sync()?;
+        for block in blocks {
+            self.forget(*block);
+        }
+        Ok(())
+    }
+
+    /// Forgets what is known of a block in memory.
+    pub(crate) fn forget(&self, block: BlockIndex) {
+        if self.mode.shard(block).remove(&block).is_some() {
+            self.mode.states.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Gives the space of blocks that the BAT no longer has back to the file system.
+    pub(crate) fn give_back(&self, tables: &Tables, places: &[(BlockIndex, BlockPlace)]) -> Result<(), WriteError> {
         let footer = self.end_footer().unwrap_or(FileOffset(tables.file_len().0));
-        for (block, place) in places {
-            if self.mode.shard(*block).remove(block).is_some() {
-                self.mode.states.fetch_sub(1, Ordering::Relaxed);
-            }
+        for (_, place) in places {
             let size = tables.header.block_size();
             // The last block may be cut short by the footer.
             let end = (place.data + size.bytes()).min(footer);

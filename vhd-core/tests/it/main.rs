@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod astray;
+mod compact;
 mod create;
 mod device;
 mod fault;
@@ -11,6 +12,9 @@ mod golden;
 mod hostile;
 mod interop;
 mod link;
+mod matrix;
+mod repair;
+mod resize;
 mod storage;
 mod write;
 

@@ -3,6 +3,7 @@
 mod check;
 mod clone;
 mod coalesce;
+mod compact;
 mod compare;
 mod convert;
 mod create;
@@ -14,6 +15,8 @@ mod map;
 mod options;
 mod program;
 mod read;
+mod repair;
+mod resize;
 mod snapshot;
 mod tree;
 mod write;

@@ -36,6 +36,10 @@ pub(crate) enum Change {
     Disappears(&'static str),
     /// A volume gets the pattern of this tag in these sectors.
     Written(&'static str, Range<u64>, u16),
+    /// Nothing, and nothing but the files tells that it has been done.
+    Compacted,
+    /// A volume gets, at once, so many sectors.
+    Resized(&'static str, u64),
     /// A volume becomes, at once, what another is.
     Reverted(&'static str, &'static str),
     /// A volume shows, at once, what another holds, which disappears, in all but these sectors.
@@ -45,7 +49,7 @@ pub(crate) enum Change {
 impl Change {
     /// Tells whether there is nothing between before and after.
     fn is_at_once(&self) -> bool {
-        matches!(self, Self::Reverted(..) | Self::Composed(..))
+        matches!(self, Self::Reverted(..) | Self::Composed(..) | Self::Resized(..))
     }
 }
 
@@ -81,7 +85,8 @@ impl Case {
         let before = scene::volumes(scene.path());
         let mut after = before.clone();
         match &self.change {
-            Change::None => {}
+            Change::None | Change::Compacted => {}
+            Change::Resized(name, sectors) => after.get_mut(*name).unwrap().resize(*sectors as usize * 512, 0),
             Change::Appears(name, like) => {
                 let content =
                     like.map_or_else(|| vec![0; SECTORS as usize * 512], |like| scene::content(&scene.file(like)));
@@ -166,8 +171,8 @@ impl Prepared {
         match &self.case.change {
             Change::Appears(name, _) => there(name),
             Change::Disappears(name) => !scene::volumes(folder).contains_key(*name),
-            Change::Written(..) => false,
-            Change::Reverted(..) | Change::Composed(..) => scene::volumes(folder) == self.after,
+            Change::Written(..) | Change::Compacted => false,
+            Change::Reverted(..) | Change::Composed(..) | Change::Resized(..) => scene::volumes(folder) == self.after,
             Change::None => scene::images(folder) == self.case.images,
         }
     }

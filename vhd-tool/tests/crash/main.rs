@@ -8,5 +8,6 @@ mod faults;
 mod full;
 mod kills;
 mod program;
+mod repair;
 mod states;
 mod table;

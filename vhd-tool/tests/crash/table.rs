@@ -122,6 +122,36 @@ fn chain_on_raw(scene: &Scene) {
     scene.child("second.vhd", "mid.vhd");
 }
 
+fn fixed(scene: &Scene) {
+    scene.fixed("disk.vhd", 128);
+    scene.write("disk.vhd", 0..128, 1);
+}
+
+/// A volume that holds nothing in its second half.
+fn unused_end(scene: &Scene) {
+    scene.dynamic("base.vhd", SECTORS);
+    scene.write("base.vhd", 0..60, 1);
+    scene.hide("base.vhd");
+    scene.child("leaf.vhd", "base.vhd");
+    scene.scatter("leaf.vhd", 4..12, 3);
+    scene.reserve("leaf.vhd", 13..30);
+}
+
+/// Blocks of zeros, some of them holes, between others; a child with zeros over data and over nothing.
+fn with_zeros(scene: &Scene) {
+    scene.dynamic("base.vhd", SECTORS);
+    scene.write("base.vhd", 0..200, 1);
+    scene.write_zeros("base.vhd", 16..70);
+    scene.trim("base.vhd", 90..150);
+    scene.reserve("base.vhd", 28..30);
+    scene.hide("base.vhd");
+    scene.child("leaf.vhd", "base.vhd");
+    scene.write_zeros("leaf.vhd", 20..100);
+    scene.write("leaf.vhd", 100..120, 2);
+    scene.trim("leaf.vhd", 170..240);
+    scene.write("leaf.vhd", 150..170, 3);
+}
+
 fn forest(scene: &Scene) {
     chain(scene);
     scene.fixed("b-base.vhd", 128);
@@ -217,6 +247,25 @@ pub(crate) fn cases() -> Vec<Case> {
             Change::Composed("new.vhd", "leaf.vhd", &HELD),
             5,
         ),
+        case("resize (grow)", chain, Tool(&["resize", "leaf.vhd", "2M"]), Change::Resized("leaf.vhd", 4096), 3),
+        case("resize (grow fixed)", fixed, Tool(&["resize", "disk.vhd", "96K"]), Change::Resized("disk.vhd", 192), 1),
+        case("resize (shrink)", unused_end, Tool(&["resize", "leaf.vhd", "50K"]), Change::Resized("leaf.vhd", 100), 2),
+        case(
+            "resize (discard)",
+            chain,
+            Tool(&["resize", "leaf.vhd", "18K", "--discard"]),
+            Change::Resized("leaf.vhd", 36),
+            3,
+        ),
+        case(
+            "resize (discard of a fixed disk)",
+            fixed,
+            Tool(&["resize", "disk.vhd", "18K", "--discard"]),
+            Change::Resized("disk.vhd", 36),
+            1,
+        ),
+        case("compact", with_zeros, Tool(&["compact", "base.vhd"]), Change::Compacted, 2),
+        case("compact a child", with_zeros, Tool(&["compact", "leaf.vhd"]), Change::Compacted, 2),
         case("collect", forest, Collect, Change::None, 4),
         case("collect an interrupted merge", interrupted, Collect, Change::None, 4),
     ]
