@@ -28,7 +28,7 @@ fn files_of_the_plugin_are_no_links() {
 #[test]
 fn what_an_earlier_call_had_in_mind_names_no_files_elsewhere() {
     let scene = Scene::new();
-    let volume = scene.volume();
+    let (volume, another) = (scene.volume(), scene.volume());
     let outside = scene.place().join("outside.vhd.json");
     fs::write(&outside, SECRET).expect("the place is writable");
     let intent = format!(
@@ -36,7 +36,7 @@ fn what_an_earlier_call_had_in_mind_names_no_files_elsewhere() {
         uuid::Uuid::nil()
     );
     fs::write(scene.folder.join(".sr.intent"), intent).expect("the place is writable");
-    scene.snapshot(&volume);
+    scene.snapshot(&another);
     assert_eq!(fs::read_to_string(&outside).expect("it is there"), SECRET);
     let beside = fs::read_dir(scene.place()).expect("it is there").flatten();
     assert!(!beside.into_iter().any(|entry| entry.path().extension().is_some_and(|it| it == "cbt")));

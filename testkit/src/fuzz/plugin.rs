@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use serde_json::Value;
@@ -17,11 +18,15 @@ use super::place::Place;
 pub(super) const SR: Uuid = Uuid::from_u128(0xa);
 /// The most calls of an input.
 const MOST_CALLS: usize = 8;
+/// The largest disk: under a sanitizer, several with as many blocks as there can be take longer than an input may.
+const LARGEST: i64 = 64 << 30;
+/// What the plugin would accept.
+const MADE: RangeInclusive<i64> = LARGEST..=2040 << 30;
 
 /// Calls the plugin: each line is the name of a method and its arguments, as one JSON object or as words. `$0`, `$1`… stand
 /// for the keys of the volumes that calls have made. A repository with a chain of three images is attached.
 ///
-/// Configurations lead to folders inside, whatever they say, and to no device.
+/// Configurations lead to folders inside, whatever they say, and to no device; disks are of at most 64 GiB.
 ///
 /// # Panics
 /// Where a call does, or anything outside the repositories changes.
@@ -68,6 +73,11 @@ fn call(host: &Host, method: &Method, rest: &[u8], inside: &Path) -> Option<Valu
                 words[at] = confined;
             }
         }
+        for word in &mut words {
+            if word.parse::<i64>().is_ok_and(|number| MADE.contains(&number)) {
+                *word = LARGEST.to_string();
+            }
+        }
         let _ = (method.usage(), method.help());
         method.arguments_of_words(&words).ok()?
     };
@@ -75,6 +85,12 @@ fn call(host: &Host, method: &Method, rest: &[u8], inside: &Path) -> Option<Valu
 }
 
 fn confine(value: &mut Value, inside: &Path) {
+    for name in ["size", "new_size"] {
+        let size = value.get_mut(name).filter(|size| size.as_i64().is_some_and(|size| MADE.contains(&size)));
+        if let Some(size) = size {
+            *size = LARGEST.into();
+        }
+    }
     let Some(configuration) = value.get_mut("configuration").and_then(Value::as_object_mut) else { return };
     for (name, value) in configuration {
         if let Some(confined) = value.as_str().and_then(|text| confined(name, text, inside)) {
