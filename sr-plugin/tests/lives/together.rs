@@ -1,13 +1,16 @@
 //! Calls at once, and calls that are killed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::disks::{collect, content, contents, image, verify, write};
-use crate::plugin::{Plugin, arguments, ended};
+use crate::plugin::{Plugin, arguments, ended, program};
 
 const MIB: u64 = 1 << 20;
 
@@ -154,4 +157,83 @@ fn random_numbers() -> impl FnMut() -> u64 {
         next += 1;
         state.hash_one(next)
     }
+}
+
+#[test]
+fn listings_show_nothing_half_done() {
+    let plugin = Plugin::install();
+    let sr = plugin.sr("sr");
+    let make = |name: &str| {
+        let key = plugin.create(&sr, name, MIB);
+        write(&sr, &key, 0, 100, 1);
+        key
+    };
+    let [one, two, three] = ["one", "two", "three"].map(make);
+    let point = plugin.new_volume(&sr, "snapshot", &two);
+    let fixed: Vec<&String> = vec![&one, &two, &three, &point];
+    let end = AtomicBool::new(false);
+    let (plugin, sr, end) = (&plugin, &sr, &end);
+    let (one, two, three, point) = (&one, &two, &three, &point);
+    let wrong = thread::scope(|scope| {
+        let fixed = &fixed;
+        let lists = scope.spawn(move || {
+            let mut wrong = BTreeSet::new();
+            while !end.load(Ordering::Relaxed) {
+                let listed = plugin.call("SR.ls", &json!({ "sr": sr.id }));
+                let listed = listed.as_array().unwrap();
+                let keys: Vec<&str> = listed.iter().map(|it| it["key"].as_str().unwrap()).collect();
+                for key in fixed {
+                    let count = keys.iter().filter(|it| *it == key).count();
+                    if count != 1 {
+                        wrong.insert(format!("{key} is listed {count} times"));
+                    }
+                }
+                for it in listed {
+                    if !["one", "two", "three"].contains(&it["name"].as_str().unwrap()) {
+                        wrong.insert(format!("a stranger is listed: {it}"));
+                    }
+                }
+            }
+            wrong
+        });
+        let works = [
+            scope.spawn(move || {
+                // Fewer than make a chain too long, should no collection come in between.
+                for tag in 0..25 {
+                    write(sr, one, tag, 3, 2 + tag as u16);
+                    let key = plugin.new_volume(sr, "snapshot", one);
+                    plugin.volume(sr, "destroy", &key, &json!({}));
+                }
+            }),
+            scope.spawn(move || {
+                for tag in 0..60 {
+                    write(sr, two, tag, 3, 2 + tag as u16);
+                    plugin.volume(sr, "revert", two, &json!({ "snapshot": point }));
+                }
+            }),
+            scope.spawn(move || {
+                for tag in 0..40 {
+                    let path = sr.folder.join(format!("tool{tag}.vhd"));
+                    let mut tool = Command::new(program("vhd-tool"));
+                    assert!(
+                        tool.args(["--quiet", "snapshot"]).arg(image(sr, three)).arg(&path).status().unwrap().success()
+                    );
+                    fs::write(sr.folder.join(format!("tool{tag}.vhd.json")), r#"{"name":"three"}"#).unwrap();
+                }
+            }),
+            scope.spawn(move || {
+                for _ in 0..40 {
+                    let _ = testkit::worker::collect(&sr.folder);
+                }
+            }),
+        ];
+        let done: Vec<_> = works.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        // Whatever came of them: nobody lists for ever.
+        end.store(true, Ordering::Relaxed);
+        assert!(done.iter().all(Result::is_ok));
+        lists.join().unwrap()
+    });
+    // The tool's snapshots are named after they have come.
+    let wrong: Vec<&String> = wrong.iter().filter(|it| !it.contains("tool")).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
