@@ -61,16 +61,16 @@ fn sealed(bytes: &[u8]) -> Vec<u8> {
         return bytes;
     }
     if bytes.starts_with(b"conectix") {
-        records::seal(&mut bytes[..512], 64);
+        crate::seal(&mut bytes[..512], 64);
         let at = u64::from_be_bytes(bytes[16..24].try_into().expect("eight bytes"));
         let header = usize::try_from(at).ok().and_then(|at| bytes.get_mut(at..at.checked_add(1024)?));
         if let Some(header) = header {
-            records::seal(header, 36);
+            crate::seal(header, 36);
         }
     }
     let end = bytes.len() - 512;
     if bytes[end..].starts_with(b"conectix") {
-        records::seal(&mut bytes[end..], 64);
+        crate::seal(&mut bytes[end..], 64);
     }
     bytes
 }

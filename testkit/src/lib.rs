@@ -34,6 +34,13 @@ pub fn tell_line(text: std::fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// Sets the checksum right that a footer, header or batmap has at `field`, so that what else is wrong with it is seen.
+pub fn seal(record: &mut [u8], field: usize) {
+    record[field..field + 4].fill(0);
+    let sum: u32 = record.iter().map(|&byte| u32::from(byte)).sum();
+    record[field..field + 4].copy_from_slice(&(!sum).to_be_bytes());
+}
+
 /// Hashes bytes, in hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))

@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use coalesce_worker::{
-    Abort, Budget, Coalesce, CoalesceError, CollectOptions, Collected, CopyMethod, Limits, MergeOptions, Outcome,
-    Repository, Request, SnapshotError, Snapshotted,
+    Abort, Budget, Coalesce, CoalesceError, CollectError, CollectOptions, Collected, CopyMethod, Limits, MergeOptions,
+    Outcome, Repository, Request, SnapshotError, Snapshotted,
 };
 use vhd_core::{ByteCount, ChainOptions, folder_of};
 
@@ -38,17 +38,26 @@ pub fn with_options<T>(progress: &(dyn Fn(ByteCount) + Sync), work: impl FnOnce(
 /// # Panics
 /// If it cannot be opened or collected.
 pub fn collect(folder: &Path) -> Collected {
+    collect_until(folder, &Abort::new()).expect("the repository can be collected")
+}
+
+/// As [`collect`], but no longer than until the abort.
+///
+/// # Errors
+/// Those of the collection, the abort among them.
+///
+/// # Panics
+/// If the repository cannot be opened.
+pub fn collect_until(folder: &Path, abort: &Abort) -> Result<Collected, CollectError> {
     let (repository, _) = Repository::open(folder, ChainOptions::default()).expect("the repository opens");
-    let (budget, abort) = (Budget::default(), Abort::new());
-    let options = CollectOptions {
+    repository.collect(&CollectOptions {
         threads: None,
-        budget: &budget,
-        abort: &abort,
+        budget: &Budget::default(),
+        abort,
         method: CopyMethod::Auto,
         detect_zeroes: false,
         board: None,
-    };
-    repository.collect(&options).expect("the repository can be collected")
+    })
 }
 
 /// Merges what has been prepared.

@@ -82,12 +82,6 @@ fn differencing() -> Vec<u8> {
     made(NewKind::Differencing { block_size: BlockSize::new(16 << 10).unwrap(), parent })
 }
 
-fn seal(record: &mut [u8], field: usize) {
-    record[field..field + 4].fill(0);
-    let sum: u32 = record.iter().map(|&byte| u32::from(byte)).sum();
-    record[field..field + 4].copy_from_slice(&(!sum).to_be_bytes());
-}
-
 /// Puts a number into a field, and sets the checksums right.
 fn with(mut bytes: Vec<u8>, field: &Field, value: u64) -> Vec<u8> {
     let start = match field.record {
@@ -98,9 +92,9 @@ fn with(mut bytes: Vec<u8>, field: &Field, value: u64) -> Vec<u8> {
     let at = start + field.at;
     bytes[at..at + field.width].copy_from_slice(&value.to_be_bytes()[8 - field.width..]);
     let end = bytes.len() - 512;
-    seal(&mut bytes[end..], 64);
+    testkit::seal(&mut bytes[end..], 64);
     if bytes.starts_with(b"conectix") {
-        seal(&mut bytes[512..1536], 36);
+        testkit::seal(&mut bytes[512..1536], 36);
         bytes.copy_within(end.., 0);
     }
     bytes

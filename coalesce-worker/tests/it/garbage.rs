@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use coalesce_worker::{Abort, Budget, CollectError, CollectOptions, CopyMethod, Repository};
+use coalesce_worker::{Abort, CollectError};
 use tempfile::TempDir;
 use testkit::worker;
-use vhd_core::{BlockSize, ByteCount, ChainOptions, Existing, NewImage, NewKind, create_file};
+use vhd_core::{BlockSize, ByteCount, Existing, NewImage, NewKind, create_file};
 
 fn hidden_images(count: u32) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -37,7 +37,7 @@ fn more_than_a_process_may_have_open_are_deleted() {
 #[test]
 fn an_abort_ends_their_deletion_between_two() {
     let folder = hidden_images(1000);
-    let (budget, abort) = (Budget::default(), Abort::new());
+    let abort = Abort::new();
     let collected = thread::scope(|scope| {
         scope.spawn(|| {
             while entries(folder.path()) > 900 {
@@ -45,15 +45,7 @@ fn an_abort_ends_their_deletion_between_two() {
             }
             abort.abort();
         });
-        let (repository, _) = Repository::open(folder.path(), ChainOptions::default()).unwrap();
-        repository.collect(&CollectOptions {
-            threads: None,
-            budget: &budget,
-            abort: &abort,
-            method: CopyMethod::Auto,
-            detect_zeroes: false,
-            board: None,
-        })
+        worker::collect_until(folder.path(), &abort)
     });
     assert!(matches!(collected, Err(CollectError::Aborted(_))), "{collected:?}");
     assert!(entries(folder.path()) > 100, "it went on");

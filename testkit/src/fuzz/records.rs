@@ -8,13 +8,6 @@ use vhd_core::{
     NewKind, ParentLink, ReadOnly, Timestamp, Uuid, create,
 };
 
-/// Sets the checksum of a record right.
-pub(super) fn seal(record: &mut [u8], field: usize) {
-    record[field..field + 4].fill(0);
-    let sum: u32 = record.iter().map(|&byte| u32::from(byte)).sum();
-    record[field..field + 4].copy_from_slice(&(!sum).to_be_bytes());
-}
-
 /// Fills or cuts to a length.
 fn sized<const N: usize>(bytes: &[u8]) -> [u8; N] {
     std::array::from_fn(|i| bytes.get(i).copied().unwrap_or(0))
@@ -27,7 +20,7 @@ fn sized<const N: usize>(bytes: &[u8]) -> [u8; N] {
 pub fn footer(data: &[u8]) {
     let bytes: [u8; 512] = sized(data);
     let mut right = bytes;
-    seal(&mut right, 64);
+    crate::seal(&mut right, 64);
     for bytes in [bytes, right] {
         if let Ok(footer) = Footer::try_from(&bytes) {
             assert_eq!(footer.to_bytes(), bytes, "a footer is kept as it was");
@@ -46,7 +39,7 @@ pub fn footer(data: &[u8]) {
 pub fn header(data: &[u8]) {
     let bytes: [u8; HEADER_SIZE.0 as usize] = sized(data);
     let mut right = bytes;
-    seal(&mut right, 36);
+    crate::seal(&mut right, 36);
     for bytes in [bytes, right] {
         if let Ok(header) = Header::try_from(&bytes) {
             assert_eq!(header.to_bytes(), bytes, "a header is kept as it was");

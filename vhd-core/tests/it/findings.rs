@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use testkit::scene::Scene;
+use testkit::seal;
 use vhd_core::check::{self, Depth, Finding, KINDS};
 use vhd_core::{
     BlockSize, ByteCount, ChainOptions, Image, MemoryStorage, NewKind, ParentLink, ReadOnly, Timestamp, Uuid,
@@ -23,7 +24,6 @@ struct Layout {
     end: usize,
 }
 
-const FOOTER: Range<usize> = 0..512;
 const SIZE: Range<usize> = 48..56;
 
 fn number(bytes: &[u8], at: usize) -> usize {
@@ -59,27 +59,19 @@ fn filled(memory: &Arc<MemoryStorage>) -> Vec<u8> {
     memory.to_vec()
 }
 
-/// Sets the checksum of a record right, which has it at `field`.
-fn seal(bytes: &mut [u8], record: Range<usize>, field: usize) {
-    let field = record.start + field..record.start + field + 4;
-    bytes[field.clone()].fill(0);
-    let sum: u32 = bytes[record].iter().map(|&byte| u32::from(byte)).sum();
-    bytes[field].copy_from_slice(&(!sum).to_be_bytes());
-}
-
 /// Changes both footers.
 fn footers(bytes: &mut [u8], field: Range<usize>, new: &[u8]) {
     for start in [0, bytes.len() - 512] {
         let footer = &mut bytes[start..start + 512];
         footer[field.clone()].copy_from_slice(new);
-        seal(footer, FOOTER, 64);
+        seal(footer, 64);
     }
 }
 
 fn header(bytes: &mut [u8], at: usize, new: &[u8]) {
     let start = Layout::of(bytes).header;
     bytes[start + at..start + at + new.len()].copy_from_slice(new);
-    seal(bytes, start..start + 1024, 36);
+    seal(&mut bytes[start..start + 1024], 36);
 }
 
 fn entry(bytes: &mut [u8], block: usize, change: impl Fn(usize) -> usize) {
@@ -122,7 +114,7 @@ const DYNAMIC: &[(&str, Damage)] = &[
     ("footer-copy-lost", |b| b[24] ^= 1),
     ("footer-copy-differs", |b| {
         b[24] ^= 1;
-        seal(b, FOOTER, 64);
+        seal(&mut b[..512], 64);
     }),
     ("resize-unfinished", |b| footers(b, 0..8, b"v_poison")),
     ("size-odd", |b| footers(b, SIZE, &(262_144_u64 - 1).to_be_bytes())),

@@ -27,14 +27,6 @@ fn small() -> Vec<u8> {
     memory.to_vec()
 }
 
-/// Sets a record's checksum right, so that what is wrong with it is seen by the checks behind.
-fn seal(bytes: &mut [u8], record: std::ops::Range<usize>, field: usize) {
-    let field = record.start + field..record.start + field + 4;
-    bytes[field.clone()].fill(0);
-    let sum: u32 = bytes[record].iter().map(|&byte| u32::from(byte)).sum();
-    bytes[field].copy_from_slice(&(!sum).to_be_bytes());
-}
-
 /// Opens, reads, maps, checks and writes whatever `bytes` is. Only returning counts.
 fn exercise(bytes: Vec<u8>) {
     let memory = Arc::new(MemoryStorage::new(bytes));
@@ -79,8 +71,8 @@ proptest! {
             bytes[at] = byte;
         }
         if seal_it {
-            seal(&mut bytes, 0..512, 64);
-            seal(&mut bytes, 512..1536, 36);
+            testkit::seal(&mut bytes[0..512], 64);
+            testkit::seal(&mut bytes[512..1536], 36);
             let end = bytes.len() - 512;
             bytes.copy_within(0..512, end);
         }
@@ -95,7 +87,7 @@ proptest! {
 fn with_header_field(at: usize, value: &[u8]) -> String {
     let mut bytes = small();
     bytes[512 + at..512 + at + value.len()].copy_from_slice(value);
-    seal(&mut bytes, 512..1536, 36);
+    testkit::seal(&mut bytes[512..1536], 36);
     let memory = Arc::new(MemoryStorage::new(bytes));
     let error = Image::<ReadOnly>::from_container(container(&memory)).unwrap_err();
     std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source())
@@ -153,7 +145,7 @@ fn a_huge_sparse_table_is_no_bomb() {
     let path = folder.path().join("bomb.vhd");
     let mut bytes = small();
     bytes[512 + 28..512 + 32].copy_from_slice(&u32::MAX.to_be_bytes());
-    seal(&mut bytes, 512..1536, 36);
+    testkit::seal(&mut bytes[512..1536], 36);
     fs::write(&path, &bytes).unwrap();
     let file = fs::File::options().write(true).open(&path).unwrap();
     file.set_len(20 << 30).unwrap();
@@ -344,7 +336,7 @@ fn the_length_of_a_sparse_file_costs_no_time() {
 fn tables_that_overlap_are_never_written() {
     let mut bytes = small();
     bytes[512 + 16..512 + 24].copy_from_slice(&1024_u64.to_be_bytes());
-    seal(&mut bytes, 512..1536, 36);
+    testkit::seal(&mut bytes[512..1536], 36);
     let memory = Arc::new(MemoryStorage::new(bytes));
     let error = Image::writable_from_container(container(&memory)).unwrap_err().to_string();
     assert!(error.contains("the header and the BAT overlap"), "{error}");

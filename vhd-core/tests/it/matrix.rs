@@ -146,10 +146,7 @@ impl Subject {
             return "as it was";
         }
         if let Some((_, checksum)) = field.sealed.as_ref().filter(|_| seal) {
-            let at = *checksum as usize;
-            after[at..at + 4].fill(0);
-            let sum: u32 = after.iter().map(|&byte| u32::from(byte)).sum();
-            after[at..at + 4].copy_from_slice(&(!sum).to_be_bytes());
+            testkit::seal(&mut after, *checksum as usize);
         }
         let modified = fs::metadata(&self.path).unwrap().modified().unwrap();
         self.file.write_all_at(&after, record.start).unwrap();
