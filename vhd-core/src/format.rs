@@ -2,9 +2,6 @@
 //!
 //! Source: Microsoft, *Virtual Hard Disk Image Format Specification* (2006); the batmap from blktap.
 
-use std::mem::offset_of;
-use std::ops::Range;
-
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -43,15 +40,6 @@ macro_rules! record {
             $(pub(crate) $field: $kind,)*
         }
         const _: () = assert!(size_of::<$name>() == $size);
-
-        impl $name {
-            /// The fields, and where in the record they are.
-            #[allow(dead_code, reason = "not of every record are they named")]
-            pub(crate) const FIELDS: &[(&str, Range<usize>)] = &[$((
-                stringify!($field),
-                offset_of!(Self, $field)..offset_of!(Self, $field) + size_of::<$kind>(),
-            )),*];
-        }
     };
 }
 

@@ -1,5 +1,7 @@
 //! The two footers, by what they are made of: also where only one of them is left.
 
+use std::mem::offset_of;
+
 use super::{Report, chain_of_causes, kind};
 use crate::footer::{DiskType, FOOTER_SIZE, Footer, FooterError};
 use crate::format::RawFooter;
@@ -7,6 +9,16 @@ use crate::storage::{Container, StorageError};
 use crate::units::{ByteCount, FileOffset};
 
 const SIZE: usize = FOOTER_SIZE.0 as usize;
+
+macro_rules! fields {
+    ($($field:ident)*) => { &[$((stringify!($field), offset_of!(RawFooter, $field))),*] };
+}
+
+/// The fields, and where each begins.
+const FIELDS: &[(&str, usize)] = fields! {
+    cookie features version data_offset timestamp creator_application creator_version creator_host_os original_size
+    current_size cylinders heads sectors_per_track disk_type checksum unique_id saved_state hidden reserved
+};
 
 /// What stands where a footer should.
 struct Found {
@@ -39,8 +51,9 @@ impl Found {
 
 /// Names the fields in which two footers differ.
 fn differing(one: &[u8; SIZE], other: &[u8; SIZE]) -> String {
-    let fields = RawFooter::FIELDS.iter().filter(|(_, range)| one[range.clone()] != other[range.clone()]);
-    fields.map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+    let ends = FIELDS[1..].iter().map(|(_, start)| *start).chain([SIZE]);
+    let fields = FIELDS.iter().zip(ends).filter(|((_, start), end)| one[*start..*end] != other[*start..*end]);
+    fields.map(|((name, _), _)| *name).collect::<Vec<_>>().join(", ")
 }
 
 /// Checks both footers; tells whether either can be used.
