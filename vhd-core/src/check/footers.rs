@@ -39,21 +39,20 @@ impl Found {
     /// Says what is wrong, beside a footer that is whole.
     fn fault(&self, whole: &Footer) -> String {
         let Err(error) = &self.footer else { return String::new() };
-        let whole = whole.to_bytes();
-        let equal = self.bytes.iter().zip(&whole).filter(|(a, b)| a == b).count();
+        let fields = differing(&self.bytes, &whole.to_bytes());
         // Something else altogether has no fields to name.
-        if equal * 2 < SIZE || self.bytes.iter().all(|&byte| byte == 0) {
+        if fields.len() * 2 > FIELDS.len() {
             return chain_of_causes(error);
         }
-        format!("{}; other than in the whole one: {}", chain_of_causes(error), differing(&self.bytes, &whole))
+        format!("{}; other than in the whole one: {}", chain_of_causes(error), fields.join(", "))
     }
 }
 
 /// Names the fields in which two footers differ.
-fn differing(one: &[u8; SIZE], other: &[u8; SIZE]) -> String {
+fn differing(one: &[u8; SIZE], other: &[u8; SIZE]) -> Vec<&'static str> {
     let ends = FIELDS[1..].iter().map(|(_, start)| *start).chain([SIZE]);
     let fields = FIELDS.iter().zip(ends).filter(|((_, start), end)| one[*start..*end] != other[*start..*end]);
-    fields.map(|((name, _), _)| *name).collect::<Vec<_>>().join(", ")
+    fields.map(|((name, _), _)| *name).collect()
 }
 
 /// Checks both footers; tells whether either can be used.
@@ -101,7 +100,7 @@ pub(super) fn check(container: &Container, report: &mut Report) -> Result<bool, 
             report.add(&kind::FOOTER_COPY_LOST, Some(FileOffset(0)), text);
         }
         Ok(copy) if copy.to_bytes() != counts.to_bytes() => {
-            let fields = differing(&copy.to_bytes(), &counts.to_bytes());
+            let fields = differing(&copy.to_bytes(), &counts.to_bytes()).join(", ");
             let text = format!(
                 "the footer at the end and its copy at the start differ in {fields}; the one at the end counts"
             );

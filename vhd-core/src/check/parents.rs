@@ -72,8 +72,9 @@ pub fn chain(
     depth: Depth,
 ) -> Result<(Report, Vec<std::path::PathBuf>), StorageError> {
     let mut report = Report::default();
-    // Where the top cannot be opened, its own report says so.
-    let Ok(top) = Image::<ReadOnly>::open(path, Lock::None) else { return Ok((report, Vec::new())) };
+    // Where the top cannot be used, its own report says so.
+    let opened = Image::<ReadOnly>::open(path, Lock::None);
+    let Some(top) = opened.ok().filter(|top| !top.footer().poisoned()) else { return Ok((report, Vec::new())) };
     let parents = match options.open_parents(&top, path) {
         Ok(parents) => parents,
         Err(ChainError::Open(crate::image::OpenError::Storage(error))) => return Err(error),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use testkit::{golden, guest_sha256, sha256};
-use vhd_core::check::{self, Severity};
+use vhd_core::check::{self, Depth, Severity};
 use vhd_core::{Chain, ChainOptions, Container, Footer, FooterOrigin, Header, Image, MemoryStorage, ReadOnly};
 
 fn open(name: &str) -> Image<ReadOnly> {
@@ -97,6 +97,12 @@ fn check_explains_each_damage() {
     assert!(codes("overlapping-blocks.vhd").contains(&(Severity::Error, "block-overlap")));
     assert!(codes("bat-beyond-eof.vhd").contains(&(Severity::Error, "bat-entry")));
     assert!(codes("poisoned.vhd").contains(&(Severity::Error, "resize-unfinished")));
+    let folder = golden::unpack(&["poisoned.vhd"]);
+    let options = ChainOptions::default();
+    let (of_parents, _) = check::chain(&folder.path().join("poisoned.vhd"), &options, Depth::Structure).unwrap();
+    assert_eq!(of_parents.findings(), [], "it has no parent");
+    let report = check::file(&folder.path().join("poisoned.vhd")).unwrap();
+    assert!(!report.findings()[0].text.contains("other than"), "what stands there is no footer: {report:?}");
 }
 
 #[test]
