@@ -243,6 +243,16 @@ impl Footer {
         self.raw.creator_host_os
     }
 
+    /// The bits of what is special about it: 1, temporary; 2 is always set.
+    pub fn features(&self) -> u32 {
+        self.raw.features.get()
+    }
+
+    /// The checksum as stored.
+    pub fn checksum(&self) -> u32 {
+        self.raw.checksum.get()
+    }
+
     /// The shape that the footer states.
     pub fn geometry(&self) -> Geometry {
         Geometry {

@@ -147,6 +147,11 @@ impl Header {
         self.block_size
     }
 
+    /// The checksum as stored.
+    pub fn checksum(&self) -> u32 {
+        self.raw.checksum.get()
+    }
+
     /// The parent's unique id; nil for an image without a parent or on a raw one.
     pub fn parent_unique_id(&self) -> Uuid {
         Uuid::from_bytes(self.raw.parent_unique_id)

@@ -13,6 +13,7 @@ use crate::block_size::BlockPlace;
 use crate::footer::{DiskType, Footer};
 use crate::gate;
 use crate::header::Header;
+use crate::locator::{LocatorEntry, MAX_LOCATOR_LENGTH};
 use crate::new_file::folder_of;
 use crate::resolve::{BlockBits, Extents, Source, resolve_block};
 use crate::storage::{Container, StorageError};
@@ -123,6 +124,22 @@ impl<Mode> Image<Mode> {
             Some(header) => gate::candidates(&self.container, header, folder_of(self.path())),
             None => Ok(Vec::new()),
         }
+    }
+
+    /// Reads the text of a locator as it is stored; `None` for one that lies outside the file, or is longer than
+    /// [`MAX_LOCATOR_LENGTH`].
+    ///
+    /// # Errors
+    /// A failed read.
+    pub fn locator_text(&self, entry: &LocatorEntry) -> Result<Option<Vec<u8>>, StorageError> {
+        let end = entry.offset.0.checked_add(entry.length.0);
+        let len = self.container.len()?;
+        if entry.length > MAX_LOCATOR_LENGTH || end.is_none_or(|end| end > len.0) {
+            return Ok(None);
+        }
+        let mut text = vec![0; entry.length.0 as usize];
+        self.container.read_at(&mut text, entry.offset)?;
+        Ok(Some(text))
     }
 
     /// The parts of the file that hold no blocks.

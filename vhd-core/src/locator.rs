@@ -96,6 +96,11 @@ impl LocatorEntry {
         })
     }
 
+    /// The room as stored: bytes, or sectors where it is below 512.
+    pub fn stored_space(&self) -> u32 {
+        self.raw_space
+    }
+
     /// Where its room ends, or its text where that is longer; `None` for one that does not lie within the file.
     pub(crate) fn end_within(&self, len: ByteCount) -> Option<FileOffset> {
         let end_of = |length: ByteCount| self.offset.0.checked_add(length.0).filter(|&end| end <= len.0);

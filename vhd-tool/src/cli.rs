@@ -7,9 +7,10 @@ use clap::{Parser, Subcommand};
 use coalesce_worker::{Recovered, Repository};
 use vhd_core::{ByteCount, ChainOptions, FileError, ParentIdentity, ParentPlaces, folder_of};
 
+use crate::commands::read_headers::Listing;
 use crate::commands::{
-    check, clone, coalesce, compact, compare, convert, create, delete, gc, info, map, read, repair, resize, snapshot,
-    tree, write,
+    check, clone, coalesce, compact, compare, contents, convert, create, delete, gc, get, info, map, read,
+    read_headers, repair, resize, snapshot, tree, write,
 };
 use crate::error::{CommandError, with_causes};
 use crate::output::{self, Output};
@@ -24,7 +25,8 @@ Exit codes:
   2  wrong usage
   3  check found warnings; gc: something waits or is isolated
   4  check found errors
-  5  anything else failed";
+  5  anything else failed
+  124  `get`: no such key";
 
 /// Creates, reads, checks, snapshots and merges VHD images and chains of them
 #[derive(Debug, Parser)]
@@ -71,6 +73,12 @@ enum Command {
     Delete(delete::Args),
     Coalesce(coalesce::Args),
     Gc(gc::Args),
+    Get(get::Args),
+    Contents(contents::Args),
+    #[command(name = "read_headers")]
+    ReadHeaders(read_headers::Args),
+    #[command(name = "read_headers_interval")]
+    ReadHeadersInterval(read_headers::Args),
 }
 
 /// How a command ended that did not fail.
@@ -189,5 +197,9 @@ fn dispatch(command: &Command, context: &Context) -> Result<Status, CommandError
         Command::Delete(args) => delete::run(args, context),
         Command::Coalesce(args) => coalesce::run(args, context),
         Command::Gc(args) => gc::run(args, context),
+        Command::Get(args) => get::run(args, context),
+        Command::Contents(args) => contents::run(args, context),
+        Command::ReadHeaders(args) => read_headers::run(args, Listing::Each, context),
+        Command::ReadHeadersInterval(args) => read_headers::run(args, Listing::Intervals, context),
     }
 }

@@ -20,6 +20,8 @@ enum ErrorKind {
     Usage,
     /// It was not, or not all, done.
     Failed,
+    /// There is no field of that name.
+    UnknownKey,
     /// Whoever read the output has seen enough.
     ClosedPipe,
 }
@@ -90,6 +92,14 @@ pub(crate) enum Refusal {
         /// The image.
         path: PathBuf,
     },
+    /// No field of the image has that name.
+    #[error("Unknown key {key}. Known keys are: {known}")]
+    Key {
+        /// What was asked for.
+        key: String,
+        /// What there is.
+        known: String,
+    },
     /// The system refused something outside the images.
     #[error(transparent)]
     File(#[from] FileError),
@@ -153,6 +163,8 @@ impl CommandError {
             ErrorKind::ClosedPipe => 0,
             ErrorKind::Usage => 2,
             ErrorKind::Failed => 5,
+            // What xapi's tool ends with.
+            ErrorKind::UnknownKey => 124,
         }
     }
 }
@@ -185,7 +197,8 @@ impl From<Refusal> for CommandError {
             Refusal::PastEnd { .. } | Refusal::Offset { .. } => Some("`info FILE` shows the size of the disk"),
             _ => None,
         };
-        Self::failed(error).hints(hint)
+        let kind = if matches!(error, Refusal::Key { .. }) { ErrorKind::UnknownKey } else { ErrorKind::Failed };
+        Self { kind, ..Self::failed(error) }.hints(hint)
     }
 }
 

@@ -21,7 +21,7 @@ fn every_subcommand_has_an_example_that_it_accepts() {
         }
         seen += 1;
     }
-    assert_eq!(seen, 17);
+    assert_eq!(seen, 21);
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn the_top_level_documents_every_exit_code() {
     let folder = tempfile::tempdir().unwrap();
     let help = done(folder.path(), &["--help"]);
     let (_, codes) = help.split_once("Exit codes:").unwrap();
-    for code in 0..=5 {
+    for code in [0, 1, 2, 3, 4, 5, 124] {
         assert!(codes.contains(&format!("\n  {code}  ")), "{code} in {codes}");
     }
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde::Serialize;
 use vhd_core::{
-    Container, DiskType, FileOffset, FooterOrigin, Header, Image, Layer, LocatorEntry, MAX_LOCATOR_LENGTH,
-    PlatformCode, ReadError, ReadOnly, StorageError, Uuid,
+    Container, DiskType, FooterOrigin, Header, Image, Layer, LocatorEntry, MAX_LOCATOR_LENGTH, PlatformCode, ReadError,
+    ReadOnly, StorageError, Uuid,
 };
 
 use crate::date::iso_utc;
@@ -215,7 +215,7 @@ impl Parent {
                 code: String::from_utf8_lossy(&entry.code.to_bytes()).into_owned(),
                 offset: entry.offset.0,
                 length: entry.length.0,
-                text: text_of(image.container(), entry)?,
+                text: text_of(image, &entry)?,
             })
         });
         Ok(Self {
@@ -227,14 +227,9 @@ impl Parent {
     }
 }
 
-/// The text of a locator as it is stored, for people to read; `None` where there is none, or none that we can read.
-fn text_of(container: &Container, entry: LocatorEntry) -> Result<Option<String>, StorageError> {
-    let end = entry.offset.0.checked_add(entry.length.0).map(FileOffset);
-    if entry.length > MAX_LOCATOR_LENGTH || end.is_none_or(|end| end.0 > container.len().map_or(0, |len| len.0)) {
-        return Ok(None);
-    }
-    let mut bytes = vec![0; entry.length.0 as usize];
-    container.read_at(&mut bytes, entry.offset)?;
+/// The text of a locator, for people to read; `None` where there is none, or none that we can read.
+fn text_of(image: &Image<ReadOnly>, entry: &LocatorEntry) -> Result<Option<String>, StorageError> {
+    let Some(bytes) = image.locator_text(entry)? else { return Ok(None) };
     let text = match entry.code {
         PlatformCode::MacX => String::from_utf8_lossy(&bytes).into_owned(),
         PlatformCode::W2ku | PlatformCode::W2ru => {
