@@ -16,6 +16,7 @@ use rustix::fs::OFlags;
 
 use crate::header::Header;
 use crate::locator::{self, MAX_LOCATOR_LENGTH};
+use crate::new_file::folder_of;
 pub(crate) use crate::storage::FileIdentity;
 use crate::storage::{Container, FileStorage, StorageError};
 
@@ -23,6 +24,10 @@ use crate::storage::{Container, FileStorage, StorageError};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ParentPlaces {
     /// In the folder of the image at the top of the chain, and beneath these.
+    ///
+    /// Where that image is a block device, its folder is the one of the name it was opened by (`/dev/VG` of LVM), and
+    /// only block devices are looked for there and in `/dev/mapper`, under the names that links have. `/dev` itself is no
+    /// folder of images.
     Within(Vec<PathBuf>),
     /// Anywhere that the process can read.
     Anywhere,
@@ -66,20 +71,35 @@ pub enum GateError {
 pub(crate) struct Gate {
     /// `None`: anywhere.
     roots: Option<Vec<PathBuf>>,
+    /// Folders whose links to block devices are parents of such.
+    devices: Vec<PathBuf>,
 }
 
+/// Where blktap names the volumes of LVM, whatever name they were opened by.
+pub(crate) const DEVICE_MAPPER: &str = "/dev/mapper";
+
 impl Gate {
-    /// Makes the rule for a chain whose top image is in `folder`.
-    pub(crate) fn new(places: &ParentPlaces, folder: &Path) -> Result<Self, GateError> {
+    /// Makes the rule for a chain whose top image was opened by `path`.
+    pub(crate) fn new(places: &ParentPlaces, path: &Path) -> Result<Self, GateError> {
         let real = |path: &Path| path.canonicalize().map_err(|source| GateError::Io { path: path.into(), source });
+        let top = real(path)?;
+        let is_device = top.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device());
+        let devices = if is_device { vec![real(folder_of(path))?, DEVICE_MAPPER.into()] } else { Vec::new() };
         let roots = match places {
             ParentPlaces::Anywhere => None,
             ParentPlaces::Within(roots) => {
-                let all = std::iter::once(folder).chain(roots.iter().map(PathBuf::as_path));
+                let own = (!is_device).then(|| folder_of(&top));
+                let all = own.into_iter().chain(roots.iter().map(PathBuf::as_path));
                 Some(all.map(real).collect::<Result<_, _>>()?)
             }
         };
-        Ok(Self { roots })
+        Ok(Self { roots, devices: devices.into_iter().filter(|folder| folder != Path::new("/dev")).collect() })
+    }
+
+    /// The folders in which the names that an image records are looked up; `folder` is the image's own.
+    pub(crate) fn folders<'a>(&'a self, folder: &'a Path) -> impl Iterator<Item = &'a Path> {
+        let others = self.devices.iter().map(PathBuf::as_path).filter(move |&other| other != folder);
+        std::iter::once(folder).chain(others)
     }
 
     /// Opens a candidate for reading, if the rule allows.
@@ -89,17 +109,22 @@ impl Gate {
         let found = File::options().read(true).custom_flags(flags).open(candidate).map_err(failed)?;
         let descriptor = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
         let path = std::fs::read_link(&descriptor).map_err(failed)?;
-        if self.roots.as_ref().is_some_and(|roots| !roots.iter().any(|root| path.starts_with(root))) {
+        let kind = found.metadata().map_err(failed)?.file_type();
+        let folder = candidate.parent().unwrap_or(Path::new("/"));
+        let is_link_to_device = kind.is_block_device() && self.devices.iter().any(|allowed| allowed == folder);
+        let is_outside = self.roots.as_ref().is_some_and(|roots| !roots.iter().any(|root| path.starts_with(root)));
+        if is_outside && !is_link_to_device {
             return Err(GateError::Outside { path });
         }
-        let kind = found.metadata().map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(GateError::NotAFile { path });
         }
         let file = File::open(&descriptor).map_err(failed)?;
         let identity = FileIdentity::of(&file).map_err(failed)?;
         let storage = FileStorage::new(file).map_err(failed)?;
-        Ok(Admitted { container: Container::new(path, Arc::new(storage)), identity })
+        // What a device records is looked up beside the name that it has as a volume.
+        let name = if is_link_to_device { candidate.components().collect() } else { path };
+        Ok(Admitted { container: Container::new(name, Arc::new(storage)), identity })
     }
 }
 

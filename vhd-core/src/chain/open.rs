@@ -185,7 +185,7 @@ impl ChainOptions {
         let failed = |source| StorageError::from_open(path, source);
         let real = path.canonicalize().map_err(failed)?;
         let mut seen = HashSet::from([FileIdentity::at(&real).map_err(failed)?]);
-        let gate = Gate::new(&self.parents, folder_of(&real))
+        let gate = Gate::new(&self.parents, path)
             .map_err(|refusal| ChainError::Parent { child: path.into(), tried: vec![refusal.into()] })?;
         let mut layers: Vec<Layer> = Vec::new();
         let mut parent = self.find_parent(top, folder_of(&real), &gate)?;
@@ -216,7 +216,11 @@ impl ChainOptions {
     ) -> Result<Option<(Layer, FileIdentity)>, ChainError> {
         let Some(header) = image.header().filter(|_| image.is_differencing()) else { return Ok(None) };
         let mut tried = Vec::new();
-        for candidate in gate::candidates(image.container(), header, folder)? {
+        let mut candidates = Vec::new();
+        for folder in gate.folders(folder) {
+            candidates.extend(gate::candidates(image.container(), header, folder)?);
+        }
+        for candidate in candidates {
             let admitted = match gate.admit(&candidate) {
                 Ok(admitted) => admitted,
                 Err(refusal) => {

@@ -1,5 +1,6 @@
 //! Who an image's parent is.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -8,9 +9,11 @@ use super::MetadataError;
 use crate::bat;
 use crate::block_size::BlockPlace;
 use crate::footer::{DiskType, FOOTER_SIZE, Timestamp};
+use crate::gate::DEVICE_MAPPER;
 use crate::header::{HEADER_SIZE, Header, LOCATOR_ENTRIES, ParentRecord};
 use crate::image::{Image, Tables};
 use crate::locator::{self, LocatorEntry, PlatformCode};
+use crate::new_file::folder_of;
 use crate::storage::{Container, StorageError};
 use crate::units::{ByteCount, FileOffset, SECTOR_SIZE};
 use crate::write::ReadWrite;
@@ -54,10 +57,12 @@ impl ParentLink {
             let found = std::fs::canonicalize(path);
             found.map_err(|source| LinkError::Io { path: path.into(), source })
         };
-        let (folder, parent) = (real(folder)?, real(parent)?);
-        let modified = std::fs::metadata(&parent).and_then(|metadata| metadata.modified());
-        let modified = modified.map_err(|source| LinkError::Io { path: parent.clone(), source })?;
-        Self::to_named(&locator::relative_path(&folder, &parent), unique_id, modified.into())
+        let (name, folder, parent) = (parent, real(folder)?, real(parent)?);
+        let found = std::fs::metadata(&parent).and_then(|found| Ok((found.modified()?, found.file_type())));
+        let (modified, kind) = found.map_err(|source| LinkError::Io { path: parent.clone(), source })?;
+        let volume = kind.is_block_device().then(|| volume_name(name, &parent)).flatten();
+        let relative = volume.unwrap_or_else(|| locator::relative_path(&folder, &parent));
+        Self::to_named(&relative, unique_id, modified.into())
     }
 
     /// Describes a parent by its path relative to the child's folder; nothing needs to be there yet.
@@ -78,6 +83,19 @@ impl ParentLink {
     pub(crate) fn locators(&self) -> &[(PlatformCode, Vec<u8>); 3] {
         &self.locators
     }
+}
+
+/// The name of a volume of LVM, `device` as it was given: the one in `/dev/mapper`, as blktap writes it, or where there is
+/// none that of the link; `None` for a device that is named by no link.
+fn volume_name(given: &Path, device: &Path) -> Option<PathBuf> {
+    let name = given.file_name().filter(|_| given.is_symlink())?;
+    let group = folder_of(given).file_name().and_then(|group| group.to_str());
+    let mapped = group.zip(name.to_str()).map(|(group, volume)| {
+        // The hyphen separates group and volume, so those within them are doubled.
+        PathBuf::from(format!("{}-{}", group.replace('-', "--"), volume.replace('-', "--")))
+    });
+    let is_there = |mapped: &PathBuf| Path::new(DEVICE_MAPPER).join(mapped).canonicalize().is_ok_and(|it| it == device);
+    Some(mapped.filter(is_there).unwrap_or_else(|| name.into()))
 }
 
 /// The change of a header, which is two sectors: what a log must hold to finish one that power failed in.

@@ -64,7 +64,7 @@ impl Plan<'_> {
 
     /// Opens the files that the image names; nobody has the nil id, which stands for a raw parent.
     fn named(&self, image: &Image<ReadOnly>, expected: Uuid) -> Result<Named, RepairError> {
-        let gate = Gate::new(&self.options.parents, folder_of(self.container.path()))?;
+        let gate = Gate::new(&self.options.parents, self.container.path())?;
         let mut named = Named::default();
         for path in image.parent_paths()? {
             let opened = gate.admit(&path).map_err(ParentRefusal::from).and_then(|admitted| {

@@ -1,6 +1,7 @@
 //! Images on block devices: the footer is in the last 512 bytes, whatever the image holds. Needs root, for a loop device.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,8 +9,8 @@ use testkit::loop_device::LoopDevice;
 use testkit::{pattern, sha256};
 use vhd_core::check::{self, Severity};
 use vhd_core::{
-    BlockSize, ByteCount, Chain, ChainOptions, Container, CreateError, Existing, FileStorage, Image, Lock, NewImage,
-    NewKind, ParentLink, ParentPlaces, Storage, Volume, WriteError, create, create_file,
+    BlockSize, ByteCount, Chain, ChainError, ChainOptions, Container, CreateError, Existing, FileStorage, Image, Lock,
+    NewImage, NewKind, ParentLink, ParentPlaces, Storage, Volume, WriteError, create, create_file,
 };
 
 use super::sectors;
@@ -85,4 +86,52 @@ fn blocks_do_not_lie_over_locators() {
     assert_eq!(fs::read(&device.path).unwrap()[3072..4608], before[3072..4608]);
     let report = check::file(&device.path).unwrap();
     assert!(report.worst() < Some(Severity::Warning), "{:?}", report.findings());
+}
+
+/// As LVM has them: a folder of links for each volume group, and what they lead to somewhere in /dev.
+#[test]
+fn devices_find_their_parents_beside_the_names_of_their_links() {
+    let folder = tempfile::tempdir().unwrap();
+    let group = folder.path().join("group");
+    fs::create_dir(&group).unwrap();
+    let devices: Vec<_> = ["base", "leaf", "other"]
+        .map(|name| {
+            let device = LoopDevice::new(&folder.path().join(name), 6 << 20);
+            symlink(&device.path, group.join(name)).unwrap();
+            device
+        })
+        .into();
+    let make = |name: &str, kind: NewKind| {
+        let storage = FileStorage::open_writable(&group.join(name)).unwrap();
+        let new = NewImage::new(ByteCount(4 << 20), kind);
+        create(&Container::new(group.join(name), Arc::new(storage)), &new).unwrap();
+        new.unique_id
+    };
+    let id = make("base", NewKind::Dynamic { block_size: BlockSize::DEFAULT });
+    let volume = Volume::open(&group.join("base"), &ChainOptions::default()).unwrap();
+    volume.write(sectors(7, 1), &[7; 512]).unwrap();
+    volume.close().unwrap();
+    let parent = ParentLink::new(&group, &group.join("base"), id).unwrap();
+    make("leaf", NewKind::Differencing { block_size: BlockSize::DEFAULT, parent });
+
+    let chain = Chain::open(&group.join("leaf"), &ChainOptions::default()).unwrap();
+    assert_eq!(chain.layers()[1].path(), group.join("base"));
+    let mut sector = [0; 512];
+    chain.read(sectors(7, 1), &mut sector).unwrap();
+    assert_eq!(sector, [7; 512]);
+
+    // Of a device that is opened by its own name nothing beside it is a parent, least of all a disk of the host.
+    let refused = Chain::open(&devices[1].path, &ChainOptions::default()).unwrap_err();
+    assert!(matches!(refused, ChainError::Parent { .. }), "{refused}");
+    let name = devices[2].path.file_name().unwrap();
+    let raw = ParentLink::to_named(Path::new(name), vhd_core::Uuid::nil(), vhd_core::Timestamp(1)).unwrap();
+    make("leaf", NewKind::Differencing { block_size: BlockSize::DEFAULT, parent: raw });
+    for path in [&group.join("leaf"), &devices[1].path] {
+        let refused = Chain::open(path, &ChainOptions::default()).unwrap_err();
+        assert!(matches!(refused, ChainError::Parent { .. }), "{refused}");
+    }
+    let up = ParentLink::to_named(&Path::new("..").join("up"), vhd_core::Uuid::nil(), vhd_core::Timestamp(1)).unwrap();
+    symlink(&devices[2].path, folder.path().join("up")).unwrap();
+    make("leaf", NewKind::Differencing { block_size: BlockSize::DEFAULT, parent: up });
+    Chain::open(&group.join("leaf"), &ChainOptions::default()).unwrap_err();
 }
