@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON := target/test-python/bin/python
 
-.PHONY: demo test torture fuzz setup lint bench compare soak assets clean
+.PHONY: demo test test-install torture fuzz setup lint bench compare soak assets install install-files uninstall deb clean
 
 demo: ## builds, coalesces a sample chain, verifies its content
 	cargo build --release --locked -p vhd-tool -p testkit
@@ -50,8 +50,58 @@ fuzz: ## each fuzz target for FUZZ_SECONDS, under AddressSanitizer; needs a nigh
 			-max_total_time=$${FUZZ_SECONDS:-60} -rss_limit_mb=256 -timeout=1 -max_len=131072 -print_final_stats=1) || exit 1; \
 	done
 
+ASSETS ?= target/assets
+
 assets: ## shell completions and man pages, into target/assets
-	cargo run --release --locked -q -p vhd-tool --example assets -- target/assets
+	cargo run --release --locked -q -p vhd-tool --example assets -- $(ASSETS)
+
+# Where `install` puts things. `vhd-util` is a link to vhd-tool: where blktap's own is installed, PREFIX decides which is found.
+PREFIX ?= /usr/local
+BINARIES ?= target/release
+PROGRAMS := vhd-tool coalesce-worker sr-plugin
+ROOT = $(DESTDIR)$(PREFIX)
+UNITS = $(DESTDIR)$(if $(filter /usr,$(PREFIX)),/usr/lib,/etc)/systemd/system
+
+install: assets ## programs, the vhd-util link, man pages, completions and the unit, under PREFIX (/usr/local)
+	cargo build --release --locked -p vhd-tool -p coalesce-worker -p sr-plugin
+	$(MAKE) --no-print-directory install-files
+
+install-files:
+	install -d $(ROOT)/bin $(ROOT)/share/man/man1 $(ROOT)/share/bash-completion/completions $(ROOT)/share/zsh/site-functions \
+		$(ROOT)/share/fish/vendor_completions.d $(UNITS) $(DESTDIR)/etc/default
+	install $(addprefix $(BINARIES)/,$(PROGRAMS)) $(ROOT)/bin
+	ln -sfn vhd-tool $(ROOT)/bin/vhd-util
+	install -m 644 $(ASSETS)/man/*.1 $(ROOT)/share/man/man1
+	for name in vhd-tool vhd-util coalesce-worker; do \
+		install -m 644 $(ASSETS)/completions/$$name.bash $(ROOT)/share/bash-completion/completions/$$name && \
+		install -m 644 $(ASSETS)/completions/_$$name $(ROOT)/share/zsh/site-functions && \
+		install -m 644 $(ASSETS)/completions/$$name.fish $(ROOT)/share/fish/vendor_completions.d || exit 1; \
+	done
+	sed 's|/usr/bin|$(PREFIX)/bin|' coalesce-worker/systemd/coalesce-worker.service > $(UNITS)/coalesce-worker.service
+	[ -e $(DESTDIR)/etc/default/coalesce-worker ] || install -m 644 coalesce-worker/systemd/default $(DESTDIR)/etc/default/coalesce-worker
+
+uninstall: ## what `install` has put there, but for /etc/default/coalesce-worker
+	rm -f $(addprefix $(ROOT)/bin/,$(PROGRAMS) vhd-util) $(UNITS)/coalesce-worker.service
+	for name in vhd-tool vhd-util coalesce-worker; do \
+		rm -f $(ROOT)/share/man/man1/$$name.1 $(ROOT)/share/man/man1/$$name-*.1 $(ROOT)/share/bash-completion/completions/$$name \
+			$(ROOT)/share/zsh/site-functions/_$$name $(ROOT)/share/fish/vendor_completions.d/$$name.fish; \
+	done
+
+test-install: ## what has been built for the tests, installed into a folder, used there, and removed again
+	rm -rf target/test-install && cargo run --locked -q -p vhd-tool --example assets -- target/debug/assets
+	$(MAKE) --no-print-directory install-files BINARIES=target/debug ASSETS=target/debug/assets DESTDIR=target/test-install
+	cd target/test-install/usr/local && bin/vhd-util create -n disk.vhd -s 4 && [ "$$(bin/vhd-util query -v -n disk.vhd)" = 4 ] && \
+		bin/vhd-tool check disk.vhd && bin/sr-plugin methods > /dev/null && bin/coalesce-worker --version > /dev/null && rm disk.vhd
+	! command -v systemd-analyze > /dev/null || systemd-analyze verify --man=no target/test-install/etc/systemd/system/coalesce-worker.service 2>&1 | grep -v "is not executable" | grep . && exit 1 || true
+	$(MAKE) --no-print-directory uninstall DESTDIR=target/test-install
+	[ "$$(find target/test-install -type f -o -type l)" = target/test-install/etc/default/coalesce-worker ]
+
+deb: assets ## a Debian package of the same, in target/debian
+	@cargo deb --version >/dev/null 2>&1 || cargo install --locked cargo-deb
+	cargo build --release --locked -p vhd-tool -p coalesce-worker -p sr-plugin
+	mkdir -p target/assets/bin && ln -sfn vhd-tool target/assets/bin/vhd-util
+	gzip -9nkf target/assets/man/*.1
+	cargo deb --no-build --locked -p vhd-tool
 
 clean:
 	cargo clean

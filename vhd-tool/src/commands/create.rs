@@ -12,7 +12,7 @@ use super::{Format, destination};
 use crate::cli::{Context, Status};
 use crate::disk;
 use crate::error::{CommandError, Refusal};
-use coalesce_worker::size;
+use coalesce_worker::size::{self, SizeError};
 
 /// Create a new image: empty, or a child of another one
 #[derive(Debug, clap::Args)]
@@ -25,7 +25,9 @@ pub(crate) struct Args {
     /// The image to make
     file: PathBuf,
     /// The size of the disk; a child has that of its parent, and may be given a larger one
-    #[arg(long, value_parser = size::parse, required_unless_present = "parent")]
+    ///
+    /// With a suffix KiB, MiB, GiB or TiB it is rounded up to a multiple of 2 MiB, as xapi's tool does.
+    #[arg(long, value_parser = parse_size, required_unless_present = "parent")]
     size: Option<ByteCount>,
     /// The kind of image
     #[arg(long = "type", value_name = "TYPE", conflicts_with = "parent", default_value = "dynamic")]
@@ -52,6 +54,12 @@ enum Kind {
     Dynamic,
     /// Has room for the whole disk
     Fixed,
+}
+
+fn parse_size(text: &str) -> Result<ByteCount, SizeError> {
+    let size = size::parse(text)?;
+    let block = u64::from(BlockSize::DEFAULT.get());
+    Ok(if text.trim().ends_with("iB") { ByteCount(size.0.next_multiple_of(block)) } else { size })
 }
 
 #[derive(Serialize)]

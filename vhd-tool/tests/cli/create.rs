@@ -160,3 +160,12 @@ fn names_need_not_be_ascii() {
     assert_eq!(info[0]["parent"]["name"], "größe 磁盘.vhd");
     assert!(info[1]["file"].as_str().unwrap().ends_with("größe 磁盘.vhd"));
 }
+
+#[test]
+fn sizes_as_xapis_tool_is_given_them_are_whole_blocks() {
+    let folder = tempfile::tempdir().unwrap();
+    for (text, size) in [("1KiB", 2 << 20), ("3MiB", 4 << 20), ("4MiB", 4 << 20), ("3M", 3 << 20), ("524800", 1025 << 9)] {
+        done(folder.path(), &["create", "disk.vhd", "--force", "--size", text]);
+        assert_eq!(done(folder.path(), &["get", "disk.vhd", "current-size"]), format!("{size}\n"), "{text}");
+    }
+}
