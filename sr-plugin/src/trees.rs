@@ -37,6 +37,8 @@ use crate::store;
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 /// Stands for all parents that are elsewhere; no key looks like that when it is escaped.
 const ELSEWHERE: &str = "*";
+/// Bytes of most keys, which are UUIDs, in a text.
+const LENGTH_OF_KEY: usize = 37;
 /// Bytes that the file may have grown by before it is worth writing again.
 const SLACK: usize = 4096;
 
@@ -47,7 +49,7 @@ fn escaped(key: &str) -> String {
 /// The groups of volumes that a text tells of, each with more than one in it; as they are escaped there.
 fn groups(text: &str) -> Vec<Vec<&str>> {
     let mut groups: Vec<Vec<&str>> = Vec::new();
-    let mut group_of = HashMap::new();
+    let mut group_of = HashMap::with_capacity(text.len() / LENGTH_OF_KEY);
     for line in text.lines() {
         let mut here = groups.len();
         groups.push(Vec::new());
