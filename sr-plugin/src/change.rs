@@ -129,6 +129,11 @@ impl<'a> Locked<'a> {
         Ok(locked)
     }
 
+    /// Tells whether nothing is left that calls which were killed had in mind.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.unfinished.is_empty()
+    }
+
     /// The repository.
     pub fn sr(&self) -> &'a Sr {
         self.sr
@@ -185,6 +190,9 @@ impl<'a> Locked<'a> {
             let detail =
                 format!("{key}: an earlier call that was killed cannot be finished yet; close whatever uses it");
             return Err(Failure::numbered(Number::VolumeInUse, detail));
+        }
+        if let [one, other] = keys[..] {
+            self.relate(one, other)?;
         }
         let all: Vec<&Intent> = self.unfinished.iter().chain([intent]).collect();
         match store::write(&self.intent_path(), &all) {

@@ -8,6 +8,7 @@
 //!         ├─ Sr        an attached repository: a folder of images
 //!         │    ├─ Metadata   KEY.vhd.json beside KEY.vhd: name, description, keys
 //!         │    ├─ tracking   KEY.vhd.cbt: which blocks each snapshot has frozen
+//!         │    ├─ trees      .sr.trees: which volumes may share data, a hint
 //!         │    └─ Locked     one call at a time changes something; a killed one is finished by the next
 //!         ├─ coalesce_worker::Repository   snapshot, revert, compose, resize, delete: journaled
 //!         └─ worker    is woken when something is left to merge
@@ -31,5 +32,6 @@ mod probe;
 mod sr;
 mod store;
 mod tracking;
+mod trees;
 pub mod wire;
 mod worker;

@@ -1,18 +1,18 @@
 //! An attached repository: its folder, what describes it there, and the lock that changes are made under.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
+use std::fs::{self, File, TryLockError};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::{io, iter};
 
 use coalesce_worker::{Recovered, Repository};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
-use vhd_core::{ChainOptions, Files, Folder, Image, Lock, MAX_CHAIN_DEPTH, OpenError, ReadOnly};
+use vhd_core::{ChainOptions, Files, Folder, Image, Lock, OpenError, ReadOnly};
 
 use crate::change::Locked;
 use crate::failure::{Failure, Number};
@@ -147,10 +147,28 @@ impl Sr {
     /// # Errors
     /// What the system answers.
     pub fn lock(&self) -> Result<Locked<'_>, Failure> {
-        let path = self.folder().join(".sr.lock");
-        let file = store::open_writable(&path).map_err(Failure::io(&path, "open the lock"))?;
+        let (path, file) = self.open_lock()?;
         file.lock().map_err(Failure::io(&path, "lock the repository"))?;
         Locked::new(self, file)
+    }
+
+    /// As [`lock`](Self::lock), without waiting; `None` where another call holds it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn try_lock(&self) -> Result<Option<Locked<'_>>, Failure> {
+        let (path, file) = self.open_lock()?;
+        match file.try_lock() {
+            Ok(()) => Locked::new(self, file).map(Some),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(Failure::io(&path, "lock the repository")(error)),
+        }
+    }
+
+    fn open_lock(&self) -> Result<(PathBuf, File), Failure> {
+        let path = self.folder().join(".sr.lock");
+        let file = store::open_writable(&path).map_err(Failure::io(&path, "open the lock"))?;
+        Ok((path, file))
     }
 
     /// Removes everything that makes the folder a repository: images that are no volumes, and our own files. What is not
@@ -183,7 +201,7 @@ impl Sr {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             removed => removed.map_err(Failure::io(&state, "remove it"))?,
         }
-        for name in [".sr.reserve", ".sr.new", ".sr.lock"] {
+        for name in [".sr.trees", ".sr.reserve", ".sr.new", ".sr.lock"] {
             store::remove(&self.folder().join(name))?;
         }
         SrRecord::remove(self.folder())
@@ -254,25 +272,6 @@ impl Sr {
         Ok(self.described(key, metadata, sizes))
     }
 
-    /// Lists the volumes that may share a base with one: those of its tree, and those of trees whose lowest image has a
-    /// parent elsewhere.
-    ///
-    /// # Errors
-    /// A folder that cannot be listed.
-    pub fn relatives(&self, key: &str) -> Result<Vec<String>, Failure> {
-        let folder = Folder::scan(self.folder(), Files::Images)?;
-        let lowest = |node| {
-            let chain = iter::successors(Some(node), |&node| folder.parent(node)).take(MAX_CHAIN_DEPTH);
-            chain.last().filter(|&lowest| folder.node(lowest).parent.is_none())
-        };
-        let Some(node) = folder.find(&self.image_path(key)?) else { return Ok(Vec::new()) };
-        let ours = lowest(node);
-        let is_relative = |other| other != node && (lowest(other).is_none() || ours.is_none() || lowest(other) == ours);
-        let others =
-            folder.nodes().filter(|(id, other)| !other.hidden && other.disk_type.is_some() && is_relative(*id));
-        Ok(others.filter_map(|(_, other)| key_of(&other.path)).collect())
-    }
-
     /// Describes all volumes.
     ///
     /// # Errors
@@ -290,7 +289,8 @@ impl Sr {
         // What takes its time is read while others go on. Then a volume that is about to get another file is not to be seen
         // twice, or not at all.
         let first = Folder::scan(self.folder(), Files::Images)?;
-        let folder = self.repository()?.look(|| first.rescan(self.folder()))??;
+        let folder = self.look_again(&first)?;
+        self.correct_trees(&folder);
         let (mut volumes, mut gone) = (Vec::new(), Vec::new());
         let mut with_image = HashSet::new();
         for (_, node) in folder.nodes().filter(|(_, node)| !node.hidden && node.disk_type.is_some()) {
@@ -328,6 +328,14 @@ impl Sr {
         Ok(Listed { volumes, gone })
     }
 
+    /// Looks once more at what has changed since an earlier look, while nobody changes names, parents or hidden states.
+    ///
+    /// # Errors
+    /// A folder that cannot be listed.
+    pub(crate) fn look_again(&self, folder: &Folder) -> Result<Folder, Failure> {
+        Ok(self.repository()?.look(|| folder.rescan(self.folder()))??)
+    }
+
     fn described(&self, key: &str, metadata: Metadata, sizes: Sizes) -> Volume {
         let path = self.folder().join(format!("{key}.vhd"));
         let escaped = percent_encode(path.as_os_str().as_bytes(), PATH);
@@ -349,6 +357,6 @@ impl Sr {
 }
 
 /// The key of the volume that an image would be.
-fn key_of(path: &Path) -> Option<String> {
+pub(crate) fn key_of(path: &Path) -> Option<String> {
     path.file_name()?.to_str()?.strip_suffix(".vhd").filter(|key| is_key(key)).map(str::to_owned)
 }

@@ -168,8 +168,9 @@ fn attach(host: &Host, configuration: Configuration) -> Result<String, Failure> 
     }
     let attached = Attached { folder, mounted: open.mounted().map(Path::to_path_buf), configuration };
     let sr = Sr::new(uuid, attached.clone());
-    // Calls that were killed when it was attached last are finished now.
-    if let Err(failure) = sr.lock() {
+    // Calls that were killed when it was attached last are finished now. Which volumes may share data is found out again:
+    // the folder may be a copy, and what was appended may have been lost with the power.
+    if let Err(failure) = sr.lock().and_then(|_locked| sr.forget_trees()) {
         open.close()?;
         return Err(failure);
     }

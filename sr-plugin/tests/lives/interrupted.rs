@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use testkit::inject::{CHANGING, Injected, fail_at, fail_from, kill_at};
 
 use crate::disks::{changed, collect, content, differing, verify, write};
-use crate::plugin::{Plugin, Sr};
+use crate::plugin::{Plugin, Sr, arguments};
 
 const MIB: u64 = 1 << 20;
 
@@ -60,6 +60,8 @@ impl Case {
         let keys = BTreeMap::from([("volume", volume), ("base", base), ("last", last), ("extra", extra)]);
         let word = |word: &&str| keys.get(word).cloned().unwrap_or_else(|| (*word).to_owned());
         let words = ["test".to_owned(), sr.id.clone()].into_iter().chain(words.iter().map(word)).collect();
+        // So that it is known who is related.
+        plugin.volume(&sr, "similar_content", &keys["volume"], &json!({}));
         let saved = plugin.path("saved");
         assert!(Command::new("cp").arg("-a").arg(&sr.folder).arg(saved).status().unwrap().success());
         let before = state(&plugin, &sr);
@@ -94,6 +96,7 @@ impl Case {
 
         // Whatever changes something next finishes what is half done.
         self.plugin.call("SR.set_name", &json!({ "sr": self.sr.id, "new_name": "sr" }));
+        self.verify_relatives(&what);
         let found = state(&self.plugin, &self.sr);
         assert!(
             found == self.after || !succeeded && found == self.before,
@@ -118,6 +121,17 @@ impl Case {
     fn described(&self, found: &State) -> String {
         let names = |state: &State| state.iter().map(|(about, _)| about.clone()).collect::<Vec<_>>().join("\n");
         format!("before:\n{}\nafter:\n{}\nfound:\n{}", names(&self.before), names(&self.after), names(found))
+    }
+
+    /// Checks that all are known who share data with a volume: as many as a look at all volumes finds.
+    fn verify_relatives(&self, what: &str) {
+        let similar = || {
+            let arguments = arguments(&self.sr, &self.keys["base"], &json!({}));
+            self.plugin.try_call("Volume.similar_content", &arguments)
+        };
+        let known = similar();
+        let _ = fs::remove_file(self.sr.folder.join(".sr.trees"));
+        assert_eq!(known, similar(), "{what}");
     }
 
     /// Checks that no changed block is forgotten.

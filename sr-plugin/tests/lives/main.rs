@@ -9,4 +9,5 @@ mod interrupted;
 mod life;
 mod plugin;
 mod review;
+mod similar;
 mod together;
