@@ -23,6 +23,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::{iter, mem};
 
+use memchr::memmem::Finder;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use rustix::fs::OFlags;
 use vhd_core::{Files, Folder, MAX_CHAIN_DEPTH};
@@ -39,6 +40,8 @@ const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.'
 const ELSEWHERE: &str = "*";
 /// Bytes of most keys, which are UUIDs, in a text.
 const LENGTH_OF_KEY: usize = 37;
+/// The most of a group that lines are searched for one by one.
+const FEW: usize = 64;
 /// Bytes that the file may have grown by before it is worth writing again.
 const SLACK: usize = 4096;
 
@@ -74,11 +77,42 @@ fn groups(text: &str) -> Vec<Vec<&str>> {
     groups
 }
 
+/// The group of one key: itself, what is in a line with it, what is in a line with that; `None` where those are many, of
+/// which each would take a search of its own.
+fn small_group<'t>(text: &'t str, key: &'t str) -> Option<Vec<&'t str>> {
+    let mut group = vec![key];
+    let mut next = 0;
+    while let Some(&key) = group.get(next) {
+        let finder = Finder::new(key);
+        let mut rest = text;
+        while let Some(at) = finder.find(rest.as_bytes()).filter(|_| !rest.is_empty()) {
+            let start = rest[..at].rfind('\n').map_or(0, |end| end + 1);
+            let end = rest[at..].find('\n').map_or(rest.len(), |length| at + length);
+            let line = &rest[start..end];
+            rest = rest.get(end + 1..).unwrap_or_default();
+            // Else it is only a part of another.
+            if line.split_ascii_whitespace().any(|word| word == key) {
+                for word in line.split_ascii_whitespace() {
+                    if !group.contains(&word) {
+                        group.push(word);
+                    }
+                    if group.len() > FEW {
+                        return None;
+                    }
+                }
+            }
+        }
+        next += 1;
+    }
+    Some(group)
+}
+
 /// Finds whom a text tells to be a volume's relatives; `None` where that may be anybody.
 fn relatives(text: &str, key: &str) -> Option<Vec<String>> {
     let ours = escaped(key);
     let mut found = BTreeSet::new();
-    for group in groups(text) {
+    let small = small_group(text, &ours).zip(small_group(text, ELSEWHERE));
+    for group in small.map_or_else(|| groups(text), |(ours, elsewhere)| vec![ours, elsewhere]) {
         let (is_ours, is_elsewhere) = (group.contains(&ours.as_str()), group.contains(&ELSEWHERE));
         if is_ours && is_elsewhere {
             return None;
@@ -257,6 +291,26 @@ mod tests {
             sorted("a b\nc d\ne f\nd e\n\nx y\ny x z y\nb f g b"),
             [vec!["a", "b", "c", "d", "e", "f", "g"], vec!["x", "y", "z"]]
         );
+    }
+
+    #[test]
+    fn the_group_of_one_is_found_without_the_others() {
+        let text = "aa b c\nd aab\nb* e\n\nx c y\ne z";
+        for (key, expected) in [
+            ("aa", vec!["aa", "b", "c", "x", "y"]),
+            ("y", vec!["aa", "b", "c", "x", "y"]),
+            ("a", vec!["a"]),
+            ("z", vec!["b*", "e", "z"]),
+        ] {
+            let mut group = small_group(text, key).unwrap();
+            group.sort_unstable();
+            assert_eq!(group, expected);
+        }
+        let line = |count: usize| (0..count).map(|key| format!("k{key} ")).collect::<String>();
+        assert_eq!(small_group(&line(FEW), "k7").map(|group| group.len()), Some(FEW));
+        let many = line(FEW + 1);
+        assert_eq!(small_group(&many, "k7"), None);
+        assert_eq!(relatives(&many, "k7").map(|others| others.len()), Some(FEW), "they are found all the same");
     }
 
     #[test]

@@ -164,7 +164,9 @@ fn names_need_not_be_ascii() {
 #[test]
 fn sizes_as_xapis_tool_is_given_them_are_whole_blocks() {
     let folder = tempfile::tempdir().unwrap();
-    for (text, size) in [("1KiB", 2 << 20), ("3MiB", 4 << 20), ("4MiB", 4 << 20), ("3M", 3 << 20), ("524800", 1025 << 9)] {
+    for (text, size) in
+        [("1KiB", 2 << 20), ("3MiB", 4 << 20), ("4MiB", 4 << 20), ("3M", 3 << 20), ("524800", 1025 << 9)]
+    {
         done(folder.path(), &["create", "disk.vhd", "--force", "--size", text]);
         assert_eq!(done(folder.path(), &["get", "disk.vhd", "current-size"]), format!("{size}\n"), "{text}");
     }
