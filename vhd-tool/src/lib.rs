@@ -13,5 +13,7 @@ mod disk;
 mod error;
 mod output;
 mod progress;
+#[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "the commands that move disks come next"))]
+mod transport;
 
 pub use cli::{Cli, run};
