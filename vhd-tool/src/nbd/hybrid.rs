@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use vhd_core::{ByteCount, FileOffset};
+use vhd_core::{ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorRange};
 
 use super::{Client, NbdError};
 use crate::transport::{Address, ConnectError, ConnectOptions, Connection, PATIENCE};
@@ -79,14 +79,14 @@ impl FromStr for HybridSource {
 }
 
 impl HybridSource {
-    /// Asks the server which ranges hold data: sorted and apart from each other. All else reads as zeros.
+    /// Asks the server which sectors hold data. All others read as zeros.
     ///
     /// # Errors
     /// Fails if the server cannot be reached, or has no such export, or a smaller one.
-    pub(crate) fn allocated(&self) -> Result<Vec<Range<FileOffset>>, HybridError> {
+    pub(crate) fn allocation(&self) -> Result<Allocation, HybridError> {
         let address = Address::Unix(self.server.clone());
         let connection = Connection::open(&address, &ConnectOptions::default())?;
-        let asked = self.ask(connection);
+        let asked = self.ask(connection).map(|ranges| Allocation::new(&ranges));
         asked.map_err(|source| HybridError::Nbd { server: self.server.clone(), export: self.export.clone(), source })
     }
 
@@ -97,5 +97,30 @@ impl HybridSource {
         let ranges = client.allocated(FileOffset(0), self.size)?;
         client.disconnect()?;
         Ok(ranges)
+    }
+}
+
+/// Which sectors of a disk hold data.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Allocation {
+    /// Sorted and apart from each other.
+    ranges: Vec<SectorRange>,
+}
+
+impl Allocation {
+    /// Takes sorted ranges that are apart from each other, and begin with sectors; the last sector of the disk may be
+    /// cut short.
+    pub(super) fn new(ranges: &[Range<FileOffset>]) -> Self {
+        let sectors = |range: &Range<FileOffset>| {
+            SectorRange::between(Sector(range.start.0 / SECTOR_SIZE), Sector(range.end.0.div_ceil(SECTOR_SIZE)))
+        };
+        Self { ranges: ranges.iter().map(sectors).collect() }
+    }
+
+    /// Lists what of `window` holds data.
+    pub(crate) fn within(&self, window: SectorRange) -> Vec<SectorRange> {
+        let first = self.ranges.partition_point(|range| range.end <= window.start);
+        let touching = self.ranges[first..].iter().take_while(|range| range.start < window.end);
+        touching.map(|range| SectorRange::between(range.start.max(window.start), range.end.min(window.end))).collect()
     }
 }

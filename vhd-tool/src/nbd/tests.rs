@@ -3,13 +3,14 @@ mod qemu;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::ops::Range;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::wire::{self, MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, Request, reply};
-use super::{Client, Command, Export, HybridError, HybridSource, NbdError, serve};
-use vhd_core::{ByteCount, FileOffset};
+use super::{Allocation, Client, Command, Export, HybridError, HybridSource, NbdError, serve};
+use crate::transport::{Address, ConnectOptions, Connection};
+use vhd_core::{ByteCount, FileOffset, Sector, SectorRange};
 
 const MIB: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -408,4 +409,33 @@ fn a_hybrid_source_is_taken_apart_from_both_ends() {
     for text in ["/a:/b:c:", "/a:/b:c:1K", "/a:/b:c:-1", "/a:/b:c:99999999999999999999"] {
         assert!(matches!(parse(text), Err(HybridError::Size { .. })), "{text}");
     }
+}
+
+#[test]
+fn an_allocation_is_cut_to_a_window() {
+    let range = |start, end| FileOffset(start)..FileOffset(end);
+    // The disk ends within its last sector.
+    let allocation = Allocation::new(&[range(512, 2048), range(4096, 4608), range(10240, 10241)]);
+    let cut = |start, end| {
+        let found = allocation.within(SectorRange::between(Sector(start), Sector(end)));
+        found.into_iter().map(|range| (range.start.0, range.end.0)).collect::<Vec<_>>()
+    };
+    assert_eq!(cut(0, 100), [(1, 4), (8, 9), (20, 21)]);
+    assert_eq!(cut(2, 8), [(2, 4)]);
+    assert_eq!(cut(4, 8), []);
+    assert_eq!(cut(8, 20), [(8, 9)]);
+    assert_eq!(cut(3, 9), [(3, 4), (8, 9)]);
+    assert_eq!(cut(30, 40), []);
+}
+
+#[test]
+fn a_silent_server_is_not_waited_for_beyond_the_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("silent");
+    // Nobody accepts, but the system lets connect and send.
+    let _listener = UnixListener::bind(&path).unwrap();
+    let mut connection = Connection::open(&Address::Unix(path), &ConnectOptions::default()).unwrap();
+    connection.limit(Some(Duration::from_millis(50))).unwrap();
+    let Err(NbdError::Io(error)) = Client::connect(connection, "") else { panic!("no failure of the stream") };
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
 }

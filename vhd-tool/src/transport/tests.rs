@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
@@ -256,16 +256,38 @@ fn refusals_and_nonsense_are_errors() {
     assert!(matches!(fails(&many), ConnectError::Head { .. }));
 }
 
-/// A server with a certificate that it signed itself, for the given name; answers one client.
-fn tls_server(name: &str, folder: &Path) -> (u16, TlsOptions, JoinHandle<io::Result<Vec<u8>>>) {
-    let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().self_signed(&key).unwrap();
-    let bundle = folder.join("bundle.pem");
-    std::fs::write(&bundle, certificate.pem()).unwrap();
-    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+/// A certificate and its key.
+struct Identity {
+    certificate: Certificate,
+    key: KeyPair,
+}
+
+impl Identity {
+    /// One for `name`, signed by itself.
+    fn new(name: &str) -> Self {
+        Self::with(&CertificateParams::new(vec![name.to_owned()]).unwrap())
+    }
+
+    fn with(params: &CertificateParams) -> Self {
+        let key = KeyPair::generate().unwrap();
+        Self { certificate: params.self_signed(&key).unwrap(), key }
+    }
+
+    /// Options that trust nobody but this one.
+    fn trusted(&self, folder: &Path) -> TlsOptions {
+        let bundle = folder.join("bundle.pem");
+        std::fs::write(&bundle, self.certificate.pem()).unwrap();
+        TlsOptions { verify: true, bundle: Some(bundle), ..TlsOptions::default() }
+    }
+}
+
+/// A server that takes one body from one client.
+fn tls_server(identity: &Identity) -> (u16, JoinHandle<io::Result<Vec<u8>>>) {
+    let key = PrivateKeyDer::try_from(identity.key.serialize_der()).unwrap();
+    let chain = vec![identity.certificate.der().clone()];
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let config = config.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key).unwrap();
+    let config = config.with_no_client_auth().with_single_cert(chain, key).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let server = thread::spawn(move || {
@@ -281,7 +303,7 @@ fn tls_server(name: &str, folder: &Path) -> (u16, TlsOptions, JoinHandle<io::Res
         stream.read_to_end(&mut body)?;
         Ok(body)
     });
-    (port, TlsOptions { verify: true, bundle: Some(bundle), ..TlsOptions::default() }, server)
+    (port, server)
 }
 
 fn open_tls(port: u16, tls: TlsOptions) -> Result<Connection, ConnectError> {
@@ -299,35 +321,82 @@ fn tls_carries_the_body_and_its_end() {
     let kinds: [(&str, &dyn Fn(TlsOptions) -> TlsOptions); 4] =
         [("127.0.0.1", &known), ("elsewhere", &anyone), ("pool", &named), ("elsewhere", &named)];
     for (name, kind) in kinds {
-        let (port, tls, server) = tls_server(name, folder.path());
-        let mut connection = open_tls(port, kind(tls)).unwrap();
+        let identity = Identity::new(name);
+        let (port, server) = tls_server(&identity);
+        let mut connection = open_tls(port, kind(identity.trusted(folder.path()))).unwrap();
         connection.write_all(&[7; 100_000]).unwrap();
         connection.shutdown_write().unwrap();
         assert!(server.join().unwrap().unwrap() == [7; 100_000], "{name}");
     }
 }
 
+/// Tells whether a server with this certificate is believed.
+fn believes(identity: &Identity, tls: TlsOptions) -> bool {
+    let (port, server) = tls_server(identity);
+    match open_tls(port, tls) {
+        Ok(connection) => {
+            drop(connection);
+            let _ = server.join().unwrap();
+            true
+        }
+        Err(error) => {
+            assert!(matches!(error, ConnectError::Io { action: "agree on TLS", .. }), "{error:?}");
+            assert!(server.join().unwrap().is_err());
+            false
+        }
+    }
+}
+
 #[test]
-fn an_unknown_certificate_is_refused_when_verified() {
+fn only_known_certificates_are_believed_when_verified() {
     let folder = tempfile::tempdir().unwrap();
-    let other = tempfile::tempdir().unwrap();
-    let (_, other_bundle, _) = tls_server("127.0.0.1", other.path());
-    let (port, _, server) = tls_server("127.0.0.1", folder.path());
-    let error = open_tls(port, other_bundle).unwrap_err();
-    assert!(matches!(error, ConnectError::Io { action: "agree on TLS", .. }), "{error:?}");
-    assert!(server.join().unwrap().is_err());
+    let (own, other) = (Identity::new("127.0.0.1"), Identity::new("127.0.0.1"));
+    assert!(believes(&own, own.trusted(folder.path())));
+    assert!(!believes(&own, other.trusted(folder.path())));
+    assert!(believes(&own, TlsOptions::default()));
+}
+
+#[test]
+fn a_certificate_signed_by_a_known_one_must_bear_the_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut params = CertificateParams::new(vec![]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = Identity::with(&params);
+    let trusted = authority.trusted(folder.path());
+    let issuer = Issuer::new(params, authority.key);
+    let signed = |name: &str| {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        Identity { certificate: params.signed_by(&key, &issuer).unwrap(), key }
+    };
+    assert!(believes(&signed("127.0.0.1"), trusted.clone()));
+    assert!(!believes(&signed("127.0.0.2"), trusted.clone()));
+    assert!(!believes(&signed("127.0.0.1"), TlsOptions { sni: Some("pool".into()), ..trusted.clone() }));
+    assert!(believes(&signed("pool"), TlsOptions { sni: Some("pool".into()), ..trusted }));
+}
+
+#[test]
+fn a_certificate_in_the_bundle_is_known_by_its_key_while_it_is_valid() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut params = CertificateParams::new(vec!["elsewhere".into()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let valid = Identity::with(&params);
+    assert!(believes(&valid, valid.trusted(folder.path())));
+    params.not_before = rcgen::date_time_ymd(2019, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    for is_ca in [params.is_ca.clone(), IsCa::NoCa] {
+        params.is_ca = is_ca;
+        let expired = Identity::with(&params);
+        assert!(!believes(&expired, expired.trusted(folder.path())));
+    }
 }
 
 #[test]
 fn the_roots_of_the_system_do_not_know_a_self_signed_certificate() {
-    let folder = tempfile::tempdir().unwrap();
-    let (port, _, server) = tls_server("127.0.0.1", folder.path());
+    let (port, _server) = tls_server(&Identity::new("127.0.0.1"));
     let result = open_tls(port, TlsOptions { verify: true, ..TlsOptions::default() });
     // Where the system has no roots, that is said instead.
-    assert!(matches!(result, Err(ConnectError::Io { .. } | ConnectError::Tls(_))));
-    if server.is_finished() || matches!(result, Err(ConnectError::Io { .. })) {
-        assert!(server.join().unwrap().is_err());
-    }
+    assert!(matches!(result, Err(ConnectError::Io { action: "agree on TLS", .. } | ConnectError::Tls(_))));
 }
 
 #[test]
