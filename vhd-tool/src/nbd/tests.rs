@@ -1,7 +1,6 @@
 mod qemu;
 
-use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::io::{self, Cursor, Read, Write};
 use std::ops::Range;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::{self, JoinHandle};
@@ -73,6 +72,30 @@ fn pair() -> (UnixStream, UnixStream) {
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
     }
     (ours, theirs)
+}
+
+/// A stream on which the peer says some bytes, whatever it is told, and then hangs up.
+#[derive(Debug)]
+struct Told(Cursor<Vec<u8>>);
+
+fn told(bytes: &[u8]) -> Told {
+    Told(Cursor::new(bytes.to_vec()))
+}
+
+impl Read for Told {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.0.read(bytes)
+    }
+}
+
+impl Write for Told {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A server, which gives its disk back with how it ended.
@@ -212,13 +235,7 @@ fn the_server_refuses_what_it_cannot_do_and_goes_on() {
 
 #[test]
 fn the_server_hangs_up_on_nonsense() {
-    let ends = |bytes: &[u8]| {
-        let (mut stream, server) = serving(Disk::new(8192));
-        stream.write_all(bytes).unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
-        // It must not wait for a client that reads nothing.
-        server.join().unwrap().1.unwrap_err()
-    };
+    let ends = |bytes: &[u8]| serve(&mut told(bytes), &mut Disk::new(8192)).unwrap_err();
     let option = |number: u32, length: u32| {
         [&3_u32.to_be_bytes()[..], &OPTION_MAGIC.to_be_bytes(), &number.to_be_bytes(), &length.to_be_bytes()].concat()
     };
@@ -239,18 +256,6 @@ fn the_server_hangs_up_on_nonsense() {
     let mut bytes = taken;
     huge.write_to(&mut bytes).unwrap();
     assert!(matches!(ends(&bytes), NbdError::Protocol { .. }));
-}
-
-/// A client's end of a stream on which a server says `bytes`, whatever it is asked, and then nothing more.
-fn told(bytes: &[u8]) -> UnixStream {
-    let (ours, mut theirs) = pair();
-    let bytes = bytes.to_vec();
-    thread::spawn(move || {
-        let _ = theirs.write_all(&bytes);
-        let _ = theirs.shutdown(Shutdown::Write);
-        let _ = theirs.read_to_end(&mut Vec::new());
-    });
-    ours
 }
 
 fn greeting(flags: u16) -> Vec<u8> {
@@ -388,6 +393,48 @@ fn hostile_extents_are_errors() {
     for bytes in bad {
         assert!(matches!(status(&bytes), Err(NbdError::Protocol { .. })), "{bytes:x?}");
     }
+}
+
+/// Calls `check` with `bytes`, each of them changed in turn.
+fn with_each_byte_changed(bytes: &[u8], check: impl Fn(&[u8])) {
+    let mut changed = bytes.to_vec();
+    for at in 0..bytes.len() {
+        for value in [0, 1, 0x7f, 0x80, 0xff, bytes[at] ^ 1, bytes[at].wrapping_add(1)] {
+            changed[at] = value;
+            check(&changed);
+        }
+        changed[at] = bytes[at];
+    }
+}
+
+#[test]
+fn no_changed_byte_makes_the_client_panic() {
+    let reading = [agreeing(MIB), chunk(0, 1, 0, 12, b"\0\0\0\0\0\0\0\x68data"), chunk(1, 0x8001, 0, 6, &[5; 6])];
+    with_each_byte_changed(&reading.concat(), |bytes| {
+        let Ok(mut client) = Client::connect(told(bytes), "x") else { return };
+        assert!(client.read_at(FileOffset(100), &mut [0; 16]).is_err());
+    });
+    let asking = [agreeing(MIB), chunk(1, 5, 0, 20, b"\0\0\0\x09\0\0\x02\0\0\0\0\0\0\0\x0e\0\0\0\0\x03")];
+    with_each_byte_changed(&asking.concat(), |bytes| {
+        let Ok(mut client) = Client::connect(told(bytes), "x") else { return };
+        if let Ok(ranges) = client.allocated(FileOffset(0), ByteCount(4096)) {
+            assert!(ranges.iter().all(|range| range.start < range.end && range.end.0 <= 4096));
+        }
+    });
+}
+
+#[test]
+fn no_changed_byte_makes_the_server_panic() {
+    let mut said = [&[0, 0, 0, 3][..], &OPTION_MAGIC.to_be_bytes(), b"\0\0\0\x07\0\0\0\x07\0\0\0\x01x\0\0"].concat();
+    let requests = [(Command::Write, 4), (Command::WriteZeroes, 512), (Command::Read, 512), (Command::Disconnect, 0)];
+    for (command, length) in requests {
+        Request { flags: 1, command, cookie: 7, offset: FileOffset(512), length }.write_to(&mut said).unwrap();
+        said.extend((command == Command::Write).then_some([7; 4]).into_iter().flatten());
+    }
+    serve(&mut told(&said), &mut Disk::new(8192)).unwrap();
+    with_each_byte_changed(&said, |bytes| {
+        let _ = serve(&mut told(bytes), &mut Disk::new(8192));
+    });
 }
 
 #[test]
