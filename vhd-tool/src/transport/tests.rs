@@ -384,7 +384,7 @@ fn a_certificate_in_the_bundle_is_known_by_its_key_while_it_is_valid() {
     assert!(believes(&valid, valid.trusted(folder.path())));
     params.not_before = rcgen::date_time_ymd(2019, 1, 1);
     params.not_after = rcgen::date_time_ymd(2020, 1, 1);
-    for is_ca in [params.is_ca.clone(), IsCa::NoCa] {
+    for is_ca in [params.is_ca, IsCa::NoCa] {
         params.is_ca = is_ca;
         let expired = Identity::with(&params);
         assert!(!believes(&expired, expired.trusted(folder.path())));
