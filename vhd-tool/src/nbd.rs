@@ -21,7 +21,7 @@ mod wire;
 use std::io;
 
 pub(crate) use client::Client;
-pub(crate) use hybrid::{Allocation, HybridError, HybridSource};
+pub(crate) use hybrid::{HybridError, HybridSource};
 pub(crate) use server::{Export, serve};
 pub(crate) use wire::Command;
 

@@ -6,8 +6,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use super::hybrid::Allocation;
 use super::wire::{self, MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, Request, reply};
-use super::{Allocation, Client, Command, Export, HybridError, HybridSource, NbdError, serve};
+use super::{Client, Command, Export, HybridError, HybridSource, NbdError, serve};
 use crate::transport::{Address, ConnectOptions, Connection};
 use vhd_core::{ByteCount, FileOffset, Sector, SectorRange};
 
