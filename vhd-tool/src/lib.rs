@@ -11,7 +11,11 @@ mod commands;
 mod date;
 mod disk;
 mod error;
+#[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "the commands that move disks come next"))]
+mod nbd;
 mod output;
 mod progress;
+#[cfg_attr(not(test), expect(dead_code, reason = "the commands that move disks come next"))]
+mod transport;
 
 pub use cli::{Cli, run};

@@ -1,0 +1,196 @@
+//! Byte streams to peers on the network: TCP, Unix sockets, and the body of an HTTP `PUT`.
+//!
+//! ```text
+//!   text ──▶ Address ──▶ open ──┬─ tcp, unix ────────────────────────┬──▶ Connection
+//!                               └─ http, https ──▶ [TLS] ──▶ request ┘
+//!                                      ▲                   │
+//!                                      └─── redirected ◀───┘
+//! ```
+//!
+//! No peer is trusted: what it says is bounded in length, opening a connection has a deadline, and later no single
+//! read or write waits longer than [`IDLE`](socket::IDLE).
+
+mod address;
+mod http;
+mod socket;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+use rustls::{ClientConnection, StreamOwned};
+
+pub(crate) use address::{Address, AddressError};
+pub(crate) use socket::PATIENCE;
+pub(crate) use tls::{TlsError, TlsOptions};
+
+use socket::Socket;
+
+/// What is told to the peer, and asked of it, when a connection is opened.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ConnectOptions {
+    /// Whether the request of an HTTP peer says in a cookie that the body has the chunked protocol of this tool.
+    pub(crate) chunked_cookie: bool,
+    /// How to speak TLS.
+    pub(crate) tls: TlsOptions,
+}
+
+/// A stream to a peer that could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    /// The system or the peer broke it off.
+    #[error("{peer}: cannot {action}")]
+    Io {
+        /// Whom it was to, without credentials.
+        peer: String,
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// TLS cannot be set up as asked for.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// What the peer answered is no HTTP.
+    #[error("{peer}: the answer is not HTTP")]
+    Head {
+        /// Who answered.
+        peer: String,
+        /// What is wrong with it.
+        #[source]
+        source: httparse::Error,
+    },
+    /// The head of the answer does not end.
+    #[error("{peer}: the head of the answer is longer than {limit} bytes")]
+    LongHead {
+        /// Who answered.
+        peer: String,
+        /// How much is read.
+        limit: usize,
+    },
+    /// The peer does not take the disk.
+    #[error("{peer}: answers {code} {reason}")]
+    Status {
+        /// Who answered.
+        peer: String,
+        /// The status code.
+        code: u16,
+        /// What the peer says of it.
+        reason: String,
+    },
+    /// The peer sends us elsewhere, and does not say where to.
+    #[error("{peer}: redirects to nowhere")]
+    NoLocation {
+        /// Who answered.
+        peer: String,
+    },
+    /// The peer sends us to what is no address.
+    #[error("{peer}: redirects to what cannot be followed")]
+    Location {
+        /// Who answered.
+        peer: String,
+        /// What is wrong with it.
+        #[source]
+        source: AddressError,
+    },
+    /// Whoever listens would read what was to be kept from them.
+    #[error("{peer}: redirects from https to http")]
+    Downgrade {
+        /// Who answered.
+        peer: String,
+    },
+    /// Peers send us around.
+    #[error("{peer}: redirected more than {limit} times")]
+    Redirects {
+        /// Who answered last.
+        peer: String,
+        /// How many are followed.
+        limit: usize,
+    },
+}
+
+impl ConnectError {
+    /// Makes the error of a failed step.
+    fn io(peer: &impl ToString, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        let peer = peer.to_string();
+        move |source| Self::Io { peer, action, source }
+    }
+}
+
+/// A stream of bytes to and from a peer.
+#[derive(Debug)]
+pub(crate) enum Connection {
+    /// As it is.
+    Plain(Socket),
+    /// Encrypted.
+    Tls(Box<StreamOwned<ClientConnection, Socket>>),
+}
+
+impl Connection {
+    /// Opens a stream to `address`. An HTTP peer has been sent its request, and has agreed to take the body.
+    ///
+    /// # Errors
+    /// Fails if the peer cannot be reached or refuses within [`PATIENCE`].
+    pub(crate) fn open(address: &Address, options: &ConnectOptions) -> Result<Self, ConnectError> {
+        let failed = ConnectError::io(address, "connect");
+        match address {
+            Address::Tcp { host, port } => Ok(Self::Plain(Socket::tcp(host, *port).map_err(failed)?)),
+            Address::Unix(path) => Ok(Self::Plain(Socket::unix(path).map_err(failed)?)),
+            Address::Http(url) => http::put(url, options),
+        }
+    }
+
+    /// Makes all that follows end within `limit` of now, or takes that back, as after a handshake.
+    ///
+    /// # Errors
+    /// Fails if the system refuses.
+    pub(crate) fn limit(&mut self, limit: Option<Duration>) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.limit(limit),
+            Self::Tls(stream) => stream.sock.limit(limit),
+        }
+    }
+
+    /// Tells the peer that nothing more is sent. It can still be read from.
+    ///
+    /// # Errors
+    /// Fails if what was written before cannot be sent.
+    pub(crate) fn shutdown_write(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.shutdown_write(),
+            Self::Tls(stream) => {
+                stream.conn.send_close_notify();
+                stream.flush()?;
+                stream.sock.shutdown_write()
+            }
+        }
+    }
+}
+
+impl Read for Connection {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.read(bytes),
+            Self::Tls(stream) => stream.read(bytes),
+        }
+    }
+}
+
+impl Write for Connection {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
