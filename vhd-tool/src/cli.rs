@@ -8,8 +8,8 @@ use coalesce_worker::{Recovered, Repository};
 use vhd_core::{ByteCount, ChainOptions, FileError, ParentIdentity, ParentPlaces, folder_of};
 
 use crate::commands::{
-    check, clone, coalesce, compact, compare, convert, create, delete, gc, info, map, read, repair, resize, snapshot,
-    tree, write,
+    check, clone, coalesce, compact, compare, convert, create, delete, gc, info, map, read, repair, resize, serve,
+    snapshot, stream, tree, write,
 };
 use crate::error::{CommandError, with_causes};
 use crate::output::{self, Output};
@@ -71,6 +71,8 @@ enum Command {
     Delete(delete::Args),
     Coalesce(coalesce::Args),
     Gc(gc::Args),
+    Stream(Box<stream::Args>),
+    Serve(Box<serve::Args>),
 }
 
 /// How a command ended that did not fail.
@@ -189,5 +191,7 @@ fn dispatch(command: &Command, context: &Context) -> Result<Status, CommandError
         Command::Delete(args) => delete::run(args, context),
         Command::Coalesce(args) => coalesce::run(args, context),
         Command::Gc(args) => gc::run(args, context),
+        Command::Stream(args) => stream::run(args, context),
+        Command::Serve(args) => serve::run(args, context),
     }
 }

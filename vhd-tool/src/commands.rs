@@ -15,7 +15,9 @@ pub(crate) mod map;
 pub(crate) mod read;
 pub(crate) mod repair;
 pub(crate) mod resize;
+pub(crate) mod serve;
 pub(crate) mod snapshot;
+pub(crate) mod stream;
 pub(crate) mod tree;
 pub(crate) mod write;
 

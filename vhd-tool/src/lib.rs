@@ -13,5 +13,6 @@ mod disk;
 mod error;
 mod output;
 mod progress;
+mod stream;
 
 pub use cli::{Cli, run};

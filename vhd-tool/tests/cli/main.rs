@@ -17,6 +17,8 @@ mod program;
 mod read;
 mod repair;
 mod resize;
+mod serve;
 mod snapshot;
+mod stream;
 mod tree;
 mod write;
