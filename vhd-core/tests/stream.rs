@@ -21,6 +21,8 @@ fn range(start: u64, end: u64) -> SectorRange {
 /// What the images of these tests hold: a run in each of three blocks, the last of which ends with the disk.
 const PRESENT: [(u64, u64); 4] = [(3, 9), (100, 101), (3 * SECTORS, 4 * SECTORS), (5 * SECTORS + 1, 5 * SECTORS + 20)];
 const DISK: u64 = 5 * SECTORS + 20;
+/// Where the data of the first block lies in the file.
+const DATA: usize = 4096;
 const BLOCKS: [BlockIndex; 3] = [BlockIndex(0), BlockIndex(3), BlockIndex(5)];
 
 fn new_image(kind: NewKind) -> NewImage {
@@ -196,10 +198,10 @@ fn what_was_written_is_received_to_the_sector_and_not_a_byte_more_is_read() {
 #[test]
 fn every_cut_is_noticed() {
     let bytes = streamed(differencing());
-    let first_block = 8192 - 512;
-    let cuts = [0, 1, 511, 512, 1000, 1535, 1536, 1540, 2047, 2048, 4000, first_block, first_block + 100, 8192, 9000];
+    let first_block = DATA - 512;
+    let cuts = [0, 1, 511, 512, 1000, 1535, 1536, 1540, 2047, 2048, 4000, first_block, first_block + 100, DATA, 9000];
     let last = bytes.len();
-    for cut in cuts.into_iter().chain([8192 + (2 << 20), last / 2, last - 513, last - 512, last - 511, last - 1]) {
+    for cut in cuts.into_iter().chain([DATA + (2 << 20), last / 2, last - 513, last - 512, last - 511, last - 1]) {
         for known in [None, Some(ByteCount(last as u64)), Some(ByteCount(cut as u64))] {
             assert!(received(&bytes[..cut], known).is_err(), "{cut} {known:?}");
         }
@@ -212,10 +214,10 @@ fn shuffled() -> Vec<u8> {
     let bytes = streamed(dynamic());
     let stride = (2 << 20) + 4096;
     let block = |number: usize| {
-        let start = 8192 - 512 + number * stride;
+        let start = DATA - 512 + number * stride;
         &bytes[start..start + 512 + (2 << 20)]
     };
-    let mut moved = bytes[..8192 - 512].to_vec();
+    let mut moved = bytes[..DATA - 512].to_vec();
     for number in [2, 0, 1] {
         moved.resize(moved.len() + 512 * (number * 7 + 1), 0xdd);
         let sector = (moved.len() / 512) as u32;
@@ -270,9 +272,10 @@ fn with_entry(block: usize, entry: u32) -> Vec<u8> {
 
 #[test]
 fn entries_that_cannot_be_are_errors_before_anything_is_received() {
-    let first = (8192 - 512) / 512;
+    let first = (DATA as u32 - 512) / 512;
     for (block, entry) in [(0, 0), (1, first), (1, first + 1), (0, 3), (1, 0x7fff_ffff - 4000), (1, first - 1)] {
-        let result = StreamReader::open(&with_entry(block, entry)[..], None);
+        let bytes = with_entry(block, entry);
+        let result = StreamReader::open(&bytes[..], None);
         let overlaps = matches!(result, Err(StreamError::Damaged(StreamFault::Overlap { .. })));
         assert_eq!(overlaps, entry < 1 << 30, "{block} {entry}");
     }

@@ -300,19 +300,15 @@ impl Blocks {
         let mut first = None;
         loop {
             let at = input.at();
-            bytes[511] = 0;
-            let got = input.fill(&mut bytes)?;
-            // Virtual PC wrote footers of 511 bytes before 2004.
-            let read = if got >= 511 { Footer::try_from(&bytes) } else { return Err(short(first, input.at())) };
-            match read {
+            if input.fill(&mut bytes)? < bytes.len() {
+                return Err(first.unwrap_or(StreamError::Short { at: input.at(), part: "footer" }));
+            }
+            match Footer::try_from(&bytes) {
                 Ok(footer) if self.agrees(&footer) => return Ok(footer),
                 Ok(_) => {}
                 Err(source) => {
                     first.get_or_insert(StreamError::End { at, source });
                 }
-            }
-            if got < bytes.len() {
-                return Err(short(first, input.at()));
             }
         }
     }
@@ -326,9 +322,4 @@ impl Blocks {
                 None => end.current_size().whole_sectors().0 <= self.sectors.0,
             }
     }
-}
-
-/// The error of a stream that ends without a footer: what was wrong with the first bytes that should have been one.
-fn short(first: Option<StreamError>, at: FileOffset) -> StreamError {
-    first.unwrap_or(StreamError::Short { at, part: "footer" })
 }

@@ -1,7 +1,7 @@
 //! A local disk as the bytes of a VHD, front to back.
 
 use vhd_core::stream::StreamLayout;
-use vhd_core::{BlockSize, ByteCount, SectorRange};
+use vhd_core::{BlockSize, ByteCount, Sector, SectorRange};
 
 use super::local::LocalDisk;
 use super::pump::{Outlet, Source};
@@ -24,26 +24,48 @@ impl StreamedImage {
     }
 
     /// Fills a batch with a block: what comes before its data, and the data, with zeros where there is none.
-    fn block(&self, number: usize, bytes: &mut Vec<u8>) -> Result<(), CommandError> {
+    fn block(&self, number: usize, present: &[SectorRange], bytes: &mut Vec<u8>) -> Result<(), CommandError> {
         let block_size = self.layout.block_size();
-        let sectors = block_size.sectors_of(self.layout.blocks()[number]);
-        let disk_end = vhd_core::Sector(self.disk.size().0.div_ceil(vhd_core::SECTOR_SIZE));
-        let on_disk = SectorRange::between(sectors.start, sectors.end.min(disk_end));
-        let present = self.disk.ranges(on_disk)?;
-        let lead = self.layout.lead(number, &present);
+        let start = block_size.sectors_of(self.layout.blocks()[number]).start;
+        let lead = self.layout.lead(number, present);
         bytes.resize(lead.len() + block_size.bytes().0 as usize, 0);
-        bytes[..lead.len()].copy_from_slice(&lead);
-        let data = &mut bytes[lead.len()..];
-        let offset = |sector: vhd_core::Sector| (sector - sectors.start).bytes().0 as usize;
+        let (before, data) = bytes.split_at_mut(lead.len());
+        before.copy_from_slice(&lead);
+        let offset = |sector: Sector| (sector - start).bytes().0 as usize;
         let mut at = 0;
         for range in present {
             let (start, end) = (offset(range.start), offset(range.end));
             data[at..start].fill(0);
-            self.disk.read(range, &mut data[start..end])?;
+            self.disk.read(*range, &mut data[start..end])?;
             at = end;
         }
         data[at..].fill(0);
         Ok(())
+    }
+}
+
+/// Ranges in order, taken block by block.
+struct Cut<I> {
+    ranges: I,
+    /// What of the last range lies beyond the last block.
+    rest: Option<SectorRange>,
+}
+
+impl<I: Iterator<Item = Result<SectorRange, CommandError>>> Cut<I> {
+    /// Takes what lies in `block`, which comes after all that were taken before.
+    fn take(&mut self, block: SectorRange) -> Result<Vec<SectorRange>, CommandError> {
+        let mut found = Vec::new();
+        while let Some(range) = self.rest.take().map(Ok).or_else(|| self.ranges.next()).transpose()? {
+            let part = SectorRange::between(range.start.max(block.start), range.end.min(block.end));
+            if !part.is_empty() {
+                found.push(part);
+            }
+            if range.end > block.end {
+                self.rest = Some(range);
+                break;
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -68,8 +90,10 @@ impl Source for StreamedImage {
             self.layout.write_head(bytes).expect("memory can be written to");
             Ok(())
         })?;
-        for number in 0..self.layout.blocks().len() {
-            send(&mut |bytes| self.block(number, bytes))?;
+        let mut ranges = Cut { ranges: self.disk.ranges(), rest: None };
+        for (number, &block) in self.layout.blocks().iter().enumerate() {
+            let present = ranges.take(self.layout.block_size().sectors_of(block))?;
+            send(&mut |bytes| self.block(number, &present, bytes))?;
         }
         send(&mut |bytes| {
             bytes.clear();

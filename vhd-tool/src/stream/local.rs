@@ -156,18 +156,27 @@ impl LocalDisk {
         Ok(NewImage { unique_id: self.unique_id, timestamp: self.timestamp, ..NewImage::new(size, kind) })
     }
 
-    /// Lists the sectors of a part of the disk that are sent.
-    pub(crate) fn ranges(&self, window: SectorRange) -> Result<Vec<SectorRange>, CommandError> {
-        Ok(match &self.content {
-            Content::Of(tables) => tables.data_ranges_in(window).collect::<Result<_, _>>()?,
-            Content::Delta(tables, delta) => delta.ranges(tables, window)?,
-            Content::Found(find) => find(window)?,
-        })
+    /// Lists the sectors that are sent, in order and without overlaps.
+    ///
+    /// It is one walk over all of the disk, as files are asked for their holes no more than once: on some file systems
+    /// an answer costs as much as the data that it covers is long.
+    pub(crate) fn ranges(&self) -> Box<dyn Iterator<Item = Result<SectorRange, CommandError>> + '_> {
+        match &self.content {
+            Content::Of(tables) => Box::new(tables.data_ranges().map(|range| Ok(range?))),
+            Content::Delta(tables, delta) => Box::new(self.found_ranges(|window| Ok(delta.ranges(tables, window)?))),
+            Content::Found(find) => Box::new(self.found_ranges(find)),
+        }
     }
 
-    /// All of the disk, in parts of which the sectors to be sent are listed together.
-    pub(crate) fn windows(&self) -> impl Iterator<Item = SectorRange> + use<> {
-        SectorRange::new(Sector(0), self.sectors()).split_at_multiples(WINDOW)
+    fn found_ranges<'a>(
+        &'a self,
+        find: impl Fn(SectorRange) -> Result<Vec<SectorRange>, CommandError> + 'a,
+    ) -> impl Iterator<Item = Result<SectorRange, CommandError>> + 'a {
+        let windows = SectorRange::new(Sector(0), self.sectors()).split_at_multiples(WINDOW);
+        windows.flat_map(move |window| match find(window) {
+            Ok(ranges) => ranges.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        })
     }
 
     fn sectors(&self) -> SectorCount {
@@ -177,13 +186,12 @@ impl LocalDisk {
     /// Lists the blocks of an image that hold anything of what is sent.
     pub(crate) fn blocks(&self, block_size: BlockSize) -> Result<Vec<BlockIndex>, CommandError> {
         let mut blocks: Vec<BlockIndex> = Vec::new();
-        for window in self.windows() {
-            for range in self.ranges(window)? {
-                let first = range.start.0 / block_size.sectors().0;
-                let last = (range.end.0 - 1) / block_size.sectors().0;
-                let next = blocks.last().map_or(0, |last| u64::from(last.0) + 1);
-                blocks.extend((first.max(next)..=last).filter_map(|block| u32::try_from(block).ok()).map(BlockIndex));
-            }
+        for range in self.ranges() {
+            let range = range?;
+            let first = range.start.0 / block_size.sectors().0;
+            let last = (range.end.0 - 1) / block_size.sectors().0;
+            let next = blocks.last().map_or(0, |last| u64::from(last.0) + 1);
+            blocks.extend((first.max(next)..=last).filter_map(|block| u32::try_from(block).ok()).map(BlockIndex));
         }
         Ok(blocks)
     }
@@ -213,23 +221,21 @@ impl Source for LocalDisk {
     fn run(self: Box<Self>, outlet: &Outlet) -> Result<(), CommandError> {
         let size = self.size.0;
         let mut at = 0;
-        for window in self.windows() {
-            for range in self.ranges(window)? {
-                for piece in range.split_at_multiples(BATCH.whole_sectors()) {
-                    let (start, end) = (piece.start.byte_offset(), piece.end.byte_offset().min(size));
-                    let mut batch = outlet.batch(ByteCount(start));
-                    batch.bytes.resize(piece.count().bytes().0 as usize, 0);
-                    self.read(piece, &mut batch.bytes)?;
-                    if self.is_delta() {
-                        batch.add_data(start..end);
-                    } else {
-                        batch.add_zeros(at..start);
-                        batch.add_content(start..end);
-                    }
-                    batch.done = ByteCount(end);
-                    at = end;
-                    outlet.send(batch)?;
+        for range in self.ranges() {
+            for piece in range?.split_at_multiples(BATCH.whole_sectors()) {
+                let (start, end) = (piece.start.byte_offset(), piece.end.byte_offset().min(size));
+                let mut batch = outlet.batch(ByteCount(start));
+                batch.bytes.resize(piece.count().bytes().0 as usize, 0);
+                self.read(piece, &mut batch.bytes)?;
+                if self.is_delta() {
+                    batch.add_data(start..end);
+                } else {
+                    batch.add_zeros(at..start);
+                    batch.add_content(start..end);
                 }
+                batch.done = ByteCount(end);
+                at = end;
+                outlet.send(batch)?;
             }
         }
         let mut last = outlet.batch(ByteCount(at));

@@ -10,8 +10,8 @@ use super::failure::StreamFailure;
 use super::meter::Meter;
 use crate::error::{CommandError, Refusal};
 
-/// Batches between the two: with those in work at both ends, at most 16 MiB.
-const DEPTH: usize = 5;
+/// Batches between the two. With those in work at both ends and those kept to be used again, at most 16 MiB.
+const DEPTH: usize = 3;
 /// The most that a source puts into a batch, apart from tables of images.
 pub(crate) const BATCH: ByteCount = ByteCount(1 << 20);
 /// What zeros are looked for by: what file systems give space by.
