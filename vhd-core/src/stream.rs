@@ -16,4 +16,4 @@ mod table;
 
 pub use error::{LayoutError, StreamError, StreamFault};
 pub use layout::StreamLayout;
-pub use read::{StreamReader, StreamedBlock};
+pub use read::{StreamEnd, StreamReader, StreamedBlock};

@@ -110,8 +110,8 @@ fn received(input: impl Read, length: Option<ByteCount>) -> Result<(Vec<u8>, Vec
             }
         }
     }
-    let (footer, _) = reader.finish()?;
-    disk.truncate(footer.current_size().0 as usize);
+    let end = reader.finish()?;
+    disk.truncate(end.footer.current_size().0 as usize);
     Ok((disk, present))
 }
 

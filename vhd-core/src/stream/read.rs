@@ -40,6 +40,15 @@ impl StreamedBlock {
     }
 }
 
+/// What an image turned out to be.
+#[derive(Debug)]
+pub struct StreamEnd {
+    /// The footer at its end.
+    pub footer: Footer,
+    /// The blocks that it had, in the order of the disk, and their size; a fixed image has none.
+    pub blocks: Option<(BlockSize, Vec<BlockIndex>)>,
+}
+
 /// An image of any kind that is read front to back.
 #[derive(Debug)]
 pub struct StreamReader<R> {
@@ -152,17 +161,16 @@ impl<R: Read> StreamReader<R> {
         }
     }
 
-    /// Reads up to the end, which must be the footer, and gives that and the blocks that there were, in the order of
-    /// the disk, with their size; a fixed image has none.
+    /// Reads up to the end, which must be the footer.
     ///
     /// # Errors
     /// A stream that ends too soon, no footer or another one than at the start.
-    pub fn finish(mut self) -> Result<(Footer, Option<(BlockSize, Vec<BlockIndex>)>), StreamError> {
+    pub fn finish(mut self) -> Result<StreamEnd, StreamError> {
         match self.body {
-            Body::Fixed(fixed) => Ok((fixed.footer(&self.input)?, None)),
+            Body::Fixed(fixed) => Ok(StreamEnd { footer: fixed.footer(&self.input)?, blocks: None }),
             Body::Blocks(blocks) => {
                 let footer = blocks.read_end(&mut self.input, self.length)?;
-                Ok((footer, Some((blocks.block_size, blocks.table.into_blocks()))))
+                Ok(StreamEnd { footer, blocks: Some((blocks.block_size, blocks.table.into_blocks())) })
             }
         }
     }

@@ -27,7 +27,7 @@ Sources: stdin:, fd://N, file://PATH, PATH, tcp://HOST:PORT, unix://PATH
 
 Examples:
   vhd-tool serve --source-format vhd --destination file:///dev/xvdb --prezeroed < disk.vhd
-  vhd-tool serve --source-protocol chunked --source-fd 7 --destination disk.img --destination-size 10737418240
+  vhd-tool serve --source-protocol chunked --source-fd 7 --destination file:///dev/xvdb
   vhd-tool serve --source disk.vhd --source-format vhd --destination disk.img --progress")]
 pub(crate) struct Args {
     /// Where the disk comes from

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use vhd_core::{ChainOptions, FileIdentity, ParentPlaces};
+use vhd_core::{Chain, ChainOptions, FileIdentity, Layer, ParentPlaces};
 
 use crate::cli::{Context, Status};
 use crate::error::{CommandError, Refusal};
@@ -35,9 +35,9 @@ Sources, by --source-format:
 Destinations: stdout:, null:, fd://N, file://PATH, PATH, tcp://HOST:PORT, unix://PATH, http(s)://…
 
 Examples:
-  vhd-tool stream --source leaf.vhd --source-format vhd --destination copy.vhd --destination-format vhd
-  vhd-tool stream --source leaf.vhd --source-format vhd --relative-to base.vhd --destination-format vhd > delta.vhd
-  vhd-tool stream --source disk.img --destination-protocol chunked --destination stdout: --progress")]
+  vhd-tool stream --source disk.img --destination-format vhd --destination disk.vhd
+  vhd-tool stream --source-format vhd --source b --relative-to a --destination-format vhd > d
+  vhd-tool stream --source disk.img --destination-protocol chunked --destination-fd 7")]
 pub(crate) struct Args {
     /// The disk to send
     #[arg(long, value_name = "SOURCE")]
@@ -190,8 +190,8 @@ fn pair(source: &str) -> Result<(&str, &str), CommandError> {
 /// Refuses a destination that the disk is read from.
 fn refuse_own_source(output: &Output, disk: &LocalDisk) -> Result<(), CommandError> {
     let Some(identity) = output.identity() else { return Ok(()) };
-    let layers = disk.chains().flat_map(|chain| chain.layers());
-    let own = layers.map(|layer| layer.path()).find(|path| FileIdentity::at(path).is_ok_and(|found| found == identity));
+    let layers = disk.chains().flat_map(Chain::layers);
+    let own = layers.map(Layer::path).find(|path| FileIdentity::at(path).is_ok_and(|found| found == identity));
     match own {
         Some(path) => Err(Refusal::OwnSource { path: path.into(), reader: path.into() }.into()),
         None => Ok(()),

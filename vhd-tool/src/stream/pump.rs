@@ -47,9 +47,9 @@ impl Batch {
             let end = (at / PAGE as u64 + 1).saturating_mul(PAGE as u64).min(range.end);
             let zeros = is_zeros(&self.bytes[(at - self.at.0) as usize..(end - self.at.0) as usize]);
             if zeros {
-                self.add_zeros(at..end)
+                self.add_zeros(at..end);
             } else {
-                self.add_data(at..end)
+                self.add_data(at..end);
             }
             at = end;
         }

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use vhd_core::stream::{StreamReader, StreamedBlock};
+use vhd_core::stream::{StreamEnd, StreamReader, StreamedBlock};
 use vhd_core::{BlockIndex, BlockSize, ByteCount};
 
 use super::pump::{Outlet, Source};
@@ -65,7 +65,7 @@ impl<R: Read + Send> Source for ReceivedImage<R> {
             outlet.send(batch)?;
         }
         let done = self.reader.expected_length().unwrap_or_default();
-        let (footer, blocks) = self.reader.finish()?;
+        let StreamEnd { footer, blocks } = self.reader.finish()?;
         match blocks {
             Some((block_size, blocks)) if !delta => send_gaps(outlet, &blocks, block_size, footer.current_size(), done),
             _ => Ok(()),
