@@ -77,6 +77,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
     let destination = destination.unwrap_or(Endpoint::Null);
     let input = args.source_fd.map_or_else(|| args.source.clone(), Endpoint::Descriptor);
     let output = destination.open_output()?;
+    if output.identity().is_some_and(|identity| input.identity() == Some(identity)) {
+        return Err(CommandError::usage(StreamFailure::OwnSource));
+    }
     let incoming = open_source(args, &input, &output)?;
     if incoming.is_delta && matches!(output, Output::New(_)) {
         return Err(StreamFailure::NeedsBase.into());

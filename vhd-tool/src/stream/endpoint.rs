@@ -157,7 +157,7 @@ impl Write for Appender {
 
 /// What is less than this is written together.
 const SMALL: usize = 64 << 10;
-const INCOMPLETE: &str = "the destination is incomplete: it was written in place, up to the failure";
+const INCOMPLETE: &str = "the destination is written in place: it is incomplete if the failure came midway";
 
 impl Output {
     /// The file or device that is there already.
@@ -193,6 +193,17 @@ impl Endpoint {
     /// Whether it is standard output.
     pub(crate) fn is_stdout(&self) -> bool {
         matches!(self, Self::Stdout | Self::Descriptor(1))
+    }
+
+    /// Which file it is, where it is one.
+    pub(crate) fn identity(&self) -> Option<FileIdentity> {
+        let path = match self {
+            Self::File(path) => path.clone(),
+            Self::Stdin => "/proc/self/fd/0".into(),
+            Self::Descriptor(number) => format!("/proc/self/fd/{number}").into(),
+            _ => return None,
+        };
+        FileIdentity::at(&path).ok()
     }
 
     /// Opens it to be read front to back.

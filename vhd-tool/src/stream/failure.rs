@@ -72,6 +72,9 @@ pub(crate) enum StreamFailure {
     /// A delta needs what it changes.
     #[error("the source holds only what differs from another disk, so the destination must be a copy of that disk")]
     NeedsBase,
+    /// It would be emptied before it is read.
+    #[error("the source and the destination are the same file")]
+    OwnSource,
     /// The end of the disk is not known.
     #[error("the end of the disk is not known: give it with --destination-size")]
     SizeUnknown,

@@ -101,7 +101,7 @@ fn what_arrives_in_part_in_place_is_called_incomplete() {
         command(at, &["serve", "--destination", "x", "--destination-size", "9999"]).write_stdin("abc").assert();
     let text = String::from_utf8(output.code(5).get_output().stderr.clone()).unwrap();
     assert!(
-        text.contains("the source ends at offset 3") && text.contains("hint: the destination is incomplete"),
+        text.contains("the source ends at offset 3") && text.contains("hint: the destination is written in place"),
         "{text}"
     );
 }
@@ -180,6 +180,9 @@ fn absurd_frames_are_refused() {
 fn a_difference_needs_the_disk_that_it_changes() {
     let folder = chain();
     let at = folder.path();
+    refused(at, &["serve", "--source", "leaf.img", "--destination", "./leaf.img"], 2, &["the same file"]);
+    let own = shell_ended(at, "$TOOL serve --destination leaf.img < leaf.img");
+    assert_eq!((own.status.code(), fs::metadata(at.join("leaf.img")).unwrap().len()), (Some(2), 13 << 20));
     let serve = ["serve", "--source", "leaf.vhd", "--source-format", "vhd", "--destination"];
     refused(at, &[&serve[..], &["new.img"]].concat(), 5, &["must be a copy of that disk"]);
     done(at, &[&serve[..], &["mid.img"]].concat());
