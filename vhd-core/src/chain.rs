@@ -5,7 +5,7 @@ mod data;
 mod open;
 mod volume;
 
-pub(crate) use data::is_zeros;
+pub use data::is_zeros;
 pub use open::{ChainError, ChainOptions, MAX_CHAIN_DEPTH, ParentIdentity, ParentRefusal, UnfinishedResize};
 pub use volume::Volume;
 

@@ -179,6 +179,13 @@ impl Footer {
         footer
     }
 
+    /// Says that no batmap follows the BAT.
+    pub(crate) fn without_batmap(mut self) -> Self {
+        self.raw.creator_version = format::CREATOR_WITHOUT_BATMAP.into();
+        self.seal();
+        self
+    }
+
     fn seal(&mut self) {
         self.raw.checksum = format::checksum(self.raw.as_bytes(), self.raw.checksum).into();
     }

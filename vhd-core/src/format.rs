@@ -28,6 +28,8 @@ pub(crate) const UNALLOCATED: u32 = u32::MAX;
 pub(crate) const CREATOR_TAP: [u8; 4] = *b"tap\0";
 /// The creator version from which `tap` images have a batmap.
 pub(crate) const CREATOR_BATMAP: u32 = 0x0001_0002;
+/// The last creator version without a batmap, for images that get none.
+pub(crate) const CREATOR_WITHOUT_BATMAP: u32 = 0x0001_0001;
 /// The creator version that blktap writes today.
 pub(crate) const CREATOR_CURRENT: u32 = 0x0001_0003;
 

@@ -67,6 +67,7 @@ mod overlap;
 pub mod repair;
 mod resolve;
 mod storage;
+pub mod stream;
 mod units;
 mod write;
 
@@ -74,7 +75,7 @@ pub use batmap::{Batmap, KeyHash};
 pub use block_size::{BlockPlace, BlockSize};
 pub use chain::{
     Chain, ChainError, ChainExtent, ChainOptions, ChainSource, MAX_CHAIN_DEPTH, ParentIdentity, ParentRefusal,
-    UnfinishedResize, Volume, resolve_layers,
+    UnfinishedResize, Volume, is_zeros, resolve_layers,
 };
 pub use compact::{CompactError, Compaction};
 pub use create::{CreateError, NewImage, NewKind, create, create_file};

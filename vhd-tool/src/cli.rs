@@ -9,8 +9,8 @@ use vhd_core::{ByteCount, ChainOptions, FileError, ParentIdentity, ParentPlaces,
 
 use crate::commands::read_headers::Listing;
 use crate::commands::{
-    check, clone, coalesce, compact, compare, contents, convert, create, delete, gc, get, info, map, read,
-    read_headers, repair, resize, snapshot, tree, write,
+    check, clone, coalesce, compact, compare, contents, convert, create, delete, gc, get, info, map, read, read_headers,
+    repair, resize, serve, snapshot, stream, tree, write,
 };
 use crate::error::{CommandError, with_causes};
 use crate::output::{self, Output};
@@ -79,6 +79,8 @@ enum Command {
     ReadHeaders(read_headers::Args),
     #[command(name = "read_headers_interval")]
     ReadHeadersInterval(read_headers::Args),
+    Stream(Box<stream::Args>),
+    Serve(Box<serve::Args>),
 }
 
 /// How a command ended that did not fail.
@@ -201,5 +203,7 @@ fn dispatch(command: &Command, context: &Context) -> Result<Status, CommandError
         Command::Contents(args) => contents::run(args, context),
         Command::ReadHeaders(args) => read_headers::run(args, Listing::Each, context),
         Command::ReadHeadersInterval(args) => read_headers::run(args, Listing::Intervals, context),
+        Command::Stream(args) => stream::run(args, context),
+        Command::Serve(args) => serve::run(args, context),
     }
 }

@@ -18,7 +18,9 @@ pub(crate) mod read;
 pub(crate) mod read_headers;
 pub(crate) mod repair;
 pub(crate) mod resize;
+pub(crate) mod serve;
 pub(crate) mod snapshot;
+pub(crate) mod stream;
 pub(crate) mod tree;
 pub(crate) mod write;
 

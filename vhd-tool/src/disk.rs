@@ -16,18 +16,24 @@ pub(crate) const CHUNK: SectorCount = SectorCount(2048);
 ///
 /// Where nobody else has it locked, it is locked against whoever would take away what it reads.
 pub(crate) fn open(path: &Path, options: &ChainOptions) -> Result<Chain, ChainError> {
-    let chain = match Chain::open_locked(path, options, Lock::Shared) {
-        Err(ChainError::Open(OpenError::Storage(error))) if error.source.kind() == io::ErrorKind::ResourceBusy => {
-            Chain::open(path, options)
-        }
-        chain => chain,
-    };
-    match chain {
+    match open_vhd(path, options) {
         // Only where there is no trace of a footer. A damaged VHD must not be taken for the disk that it holds.
         Err(ChainError::Open(OpenError::Footer { source: FooterError::Cookie { .. }, .. })) if !is_named_vhd(path) => {
             Ok(Chain::from_layers(vec![Layer::Raw(open_raw(path)?)]))
         }
         result => result,
+    }
+}
+
+/// Opens a VHD and its parents.
+///
+/// Where nobody else has it locked, it is locked against whoever would take away what it reads.
+pub(crate) fn open_vhd(path: &Path, options: &ChainOptions) -> Result<Chain, ChainError> {
+    match Chain::open_locked(path, options, Lock::Shared) {
+        Err(ChainError::Open(OpenError::Storage(error))) if error.source.kind() == io::ErrorKind::ResourceBusy => {
+            Chain::open(path, options)
+        }
+        chain => chain,
     }
 }
 

@@ -6,12 +6,14 @@ use std::path::PathBuf;
 
 use coalesce_worker::{CoalesceError, CompactingError, DeleteError, ResizeError, SnapshotError};
 use vhd_core::repair::{JournalError, RepairError, UndoError};
+use vhd_core::stream::{LayoutError, StreamError};
 use vhd_core::{
     ByteCount, ChainError, CompactError, CreateError, FileError, FolderError, LinkError, MetadataError, OpenError,
     ReadError, StorageError, WriteError,
 };
 
 use crate::output;
+use crate::stream::failure::StreamFailure;
 
 /// What an error means to whoever started the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +134,7 @@ impl CommandError {
     }
 
     /// Adds what to do about it.
-    fn hint(self, hint: &'static str) -> Self {
+    pub(crate) fn hint(self, hint: &'static str) -> Self {
         self.hints([hint])
     }
 
@@ -188,7 +190,18 @@ macro_rules! failed_from {
     )*};
 }
 
-failed_from!(FileError, FolderError, LinkError, MetadataError, ReadError, StorageError, WriteError);
+failed_from!(
+    FileError,
+    FolderError,
+    LayoutError,
+    LinkError,
+    MetadataError,
+    ReadError,
+    StorageError,
+    StreamError,
+    StreamFailure,
+    WriteError
+);
 
 impl From<Refusal> for CommandError {
     fn from(error: Refusal) -> Self {

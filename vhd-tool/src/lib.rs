@@ -17,5 +17,6 @@ mod output;
 mod progress;
 #[cfg_attr(not(test), expect(dead_code, reason = "the commands that move disks come next"))]
 mod transport;
+mod stream;
 
 pub use cli::{Cli, run};

@@ -186,7 +186,7 @@ fn joined(
 }
 
 /// Tells whether bytes are all zero.
-pub(crate) fn is_zeros(bytes: &[u8]) -> bool {
+pub fn is_zeros(bytes: &[u8]) -> bool {
     bytes.chunks(ZEROS.len()).all(|page| *page == ZEROS[..page.len()])
 }
 

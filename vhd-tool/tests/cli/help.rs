@@ -21,7 +21,7 @@ fn every_subcommand_has_an_example_that_it_accepts() {
         }
         seen += 1;
     }
-    assert_eq!(seen, 21);
+    assert_eq!(seen, 23);
 }
 
 #[test]

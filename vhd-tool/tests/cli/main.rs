@@ -20,6 +20,8 @@ mod read;
 mod read_headers;
 mod repair;
 mod resize;
+mod serve;
 mod snapshot;
+mod stream;
 mod tree;
 mod write;

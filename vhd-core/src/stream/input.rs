@@ -1,0 +1,65 @@
+//! Bytes that come one after the other, counted.
+
+use std::io::{self, Read};
+
+use crate::stream::{StreamError, StreamFault};
+use crate::units::{ByteCount, FileOffset};
+
+/// The most that is read at once of what nobody wants.
+const SKIP: u64 = 64 << 10;
+
+/// A stream and how far it was read. Never is more read than was asked for: what follows the image is another's.
+#[derive(Debug)]
+pub(super) struct Input<R> {
+    input: R,
+    at: FileOffset,
+}
+
+impl<R: Read> Input<R> {
+    pub(super) fn new(input: R) -> Self {
+        Self { input, at: FileOffset(0) }
+    }
+
+    /// How far it was read.
+    pub(super) fn at(&self) -> FileOffset {
+        self.at
+    }
+
+    /// Reads until the buffer is full or the stream ends; gives the number of bytes.
+    pub(super) fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, StreamError> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.input.read(&mut buffer[filled..]) {
+                Ok(0) => break,
+                Ok(read) => {
+                    filled += read;
+                    self.at = self.at + ByteCount(read as u64);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(StreamError::Read { at: self.at, source }),
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Reads a part of the image, all of it.
+    pub(super) fn take(&mut self, buffer: &mut [u8], part: &'static str) -> Result<(), StreamError> {
+        if self.fill(buffer)? < buffer.len() {
+            return Err(StreamError::Short { at: self.at, part });
+        }
+        Ok(())
+    }
+
+    /// Reads on to where a part starts.
+    pub(super) fn skip_to(&mut self, offset: FileOffset, part: &'static str) -> Result<(), StreamError> {
+        if offset < self.at {
+            return Err(StreamFault::Behind { part, offset, at: self.at }.into());
+        }
+        let mut buffer = vec![0; SKIP.min((offset - self.at).0) as usize];
+        while self.at < offset {
+            let step = SKIP.min((offset - self.at).0) as usize;
+            self.take(&mut buffer[..step], part)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,158 @@
+//! `serve`: a disk from a stream onto a file or a device.
+
+use vhd_core::ByteCount;
+
+use super::stream::parse_fd;
+use crate::cli::{Context, Status};
+use crate::error::CommandError;
+use crate::stream::chunked::ChunkedReader;
+use crate::stream::endpoint::{Endpoint, Output, Target};
+use crate::stream::failure::StreamFailure;
+use crate::stream::options::Options;
+use crate::stream::plain::{PlainReader, PlainWriter};
+use crate::stream::protocol::{Format, Protocol};
+use crate::stream::pump::{Destination, Source, pump};
+use crate::stream::received::ReceivedImage;
+use crate::stream::sink::{Expected, Nowhere, RawSink, VhdSink};
+use crate::stream::tar::TarReader;
+
+/// Receive a disk: raw bytes, chunks, an archive or a VHD, from a stream onto a file or a device
+///
+/// A dynamic or fixed VHD replaces what the destination holds; a differencing one changes, on a copy of its parent's
+/// disk, the sectors that it holds, as do chunks. What is there already is written in place; a new file gets its name
+/// when all has arrived. The command ends with the image or the size that was given, even if the stream stays open.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Sources: stdin:, fd://N, file://PATH, PATH, tcp://HOST:PORT, unix://PATH
+
+Examples:
+  vhd-tool serve --source-format vhd --destination file:///dev/xvdb --prezeroed < disk.vhd
+  vhd-tool serve --source-protocol chunked --source-fd 7 --destination file:///dev/xvdb
+  vhd-tool serve --source disk.vhd --source-format vhd --destination disk.img --progress")]
+pub(crate) struct Args {
+    /// Where the disk comes from
+    #[arg(long, value_name = "ENDPOINT", default_value = "stdin:")]
+    source: Endpoint,
+    /// It comes from this descriptor, which was left open
+    #[arg(long, value_name = "FD", value_parser = parse_fd, conflicts_with = "source")]
+    source_fd: Option<i32>,
+    /// What comes
+    #[arg(long, value_name = "FORMAT", default_value = "raw")]
+    source_format: Format,
+    /// How it comes
+    #[arg(long, value_name = "PROTOCOL", default_value = "none")]
+    source_protocol: Protocol,
+    /// What to write
+    #[arg(long, value_name = "ENDPOINT", required_unless_present = "destination_fd")]
+    destination: Option<Endpoint>,
+    /// Write to this descriptor, which was left open
+    #[arg(long, value_name = "FD", value_parser = parse_fd, conflicts_with = "destination")]
+    destination_fd: Option<i32>,
+    /// What to make of it; a VHD is made as a new file
+    #[arg(long, value_name = "FORMAT", default_value = "raw")]
+    destination_format: Format,
+    /// The size of the disk in bytes; of a VHD the length of the stream
+    #[arg(long, value_name = "BYTES")]
+    destination_size: Option<u64>,
+    /// The destination holds zeros already, so that none need to be written
+    #[arg(long)]
+    prezeroed: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// A source and what it says of itself before it starts.
+struct Incoming {
+    source: Box<dyn Source>,
+    size: Option<ByteCount>,
+    is_delta: bool,
+    /// Everything that the disk holds is named, in the order of the disk.
+    in_order: bool,
+    whole: bool,
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError> {
+    check_combination(args)?;
+    let destination = args.destination_fd.map(Endpoint::Descriptor).or_else(|| args.destination.clone());
+    let destination = destination.unwrap_or(Endpoint::Null);
+    let input = args.source_fd.map_or_else(|| args.source.clone(), Endpoint::Descriptor);
+    let output = destination.open_output()?;
+    if output.identity().is_some_and(|identity| input.identity() == Some(identity)) {
+        return Err(CommandError::usage(StreamFailure::OwnSource));
+    }
+    let incoming = open_source(args, &input, &output)?;
+    if incoming.is_delta && matches!(output, Output::New(_)) {
+        return Err(StreamFailure::NeedsBase.into());
+    }
+    let meter = args.options.meter("serve", incoming.source.total(), destination.is_stdout(), context);
+    output.fill(|target| {
+        let mut destination = open_destination(args, &incoming, target)?;
+        pump(incoming.source, &mut *destination, meter)
+    })?;
+    Ok(Status::Done)
+}
+
+fn check_combination(args: &Args) -> Result<(), CommandError> {
+    match (args.source_format, args.source_protocol) {
+        (Format::Vhd, Protocol::Chunked | Protocol::Tar | Protocol::Nbd) | (_, Protocol::Human) => {
+            let what = if args.source_format == Format::Vhd { "a VHD" } else { "a disk" };
+            let how = args.source_protocol.means();
+            Err(CommandError::usage(StreamFailure::Mismatch { what, how }))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn open_source(args: &Args, endpoint: &Endpoint, output: &Output) -> Result<Incoming, CommandError> {
+    let size = args.destination_size.map(ByteCount);
+    let incoming = |source: Box<dyn Source>| Incoming { source, size, is_delta: false, in_order: true, whole: true };
+    Ok(match (args.source_format, args.source_protocol) {
+        (Format::Vhd, _) => {
+            let image = ReceivedImage::open(endpoint.open_input()?, size)?;
+            let (size, is_delta) = (image.disk_size(), image.is_delta());
+            Incoming { source: Box::new(image), size, is_delta, in_order: false, whole: !is_delta }
+        }
+        (Format::Raw, Protocol::Chunked) => {
+            let source = ChunkedReader::new(endpoint.open_input()?, size);
+            Incoming { in_order: false, whole: false, ..incoming(Box::new(source)) }
+        }
+        (Format::Raw, Protocol::Tar) => {
+            let size =
+                size.or_else(|| output.length()).ok_or_else(|| CommandError::usage(StreamFailure::SizeUnknown))?;
+            let source = TarReader::new(endpoint.open_input()?, &args.options.tar_filename_prefix, size);
+            Incoming { size: Some(size), ..incoming(Box::new(source)) }
+        }
+        // The one place where an NBD server's side is to be made the source.
+        (Format::Raw, Protocol::Nbd) => {
+            return Err(StreamFailure::Unsupported { what: "receiving over NBD".into() }.into());
+        }
+        (Format::Raw, Protocol::None | Protocol::Human) => {
+            incoming(Box::new(PlainReader::new(endpoint.open_input()?, size)))
+        }
+    })
+}
+
+fn open_destination(args: &Args, incoming: &Incoming, target: Target) -> Result<Box<dyn Destination>, CommandError> {
+    let Incoming { size, whole, in_order, .. } = *incoming;
+    Ok(match (args.destination_format, target) {
+        (_, Target::Null) => Box::new(Nowhere),
+        (Format::Raw, Target::Place { container, fresh }) => {
+            Box::new(RawSink::new(container, fresh, Expected { size, whole, prezeroed: args.prezeroed })?)
+        }
+        (Format::Raw, Target::Bytes(bytes)) if in_order => {
+            Box::new(PlainWriter::new(Target::Bytes(bytes).into_writer()?))
+        }
+        (Format::Vhd, Target::Place { container, fresh: true }) => {
+            let size = size.ok_or_else(|| CommandError::usage(StreamFailure::SizeUnknown))?;
+            Box::new(VhdSink::new(&container, size)?)
+        }
+        (Format::Vhd, Target::Place { .. } | Target::Bytes(_)) => {
+            let what = "making a VHD in place of what is there, or in a stream".into();
+            return Err(StreamFailure::Unsupported { what }.into());
+        }
+        (Format::Raw, Target::Bytes(_)) => {
+            let what = "writing what comes in any order into a stream".into();
+            return Err(StreamFailure::Unsupported { what }.into());
+        }
+    })
+}

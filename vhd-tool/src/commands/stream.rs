@@ -1,0 +1,199 @@
+//! `stream`: a disk, or what of it differs from another, onto a file, a device or a connection.
+
+use std::path::{Path, PathBuf};
+
+use vhd_core::{Chain, ChainOptions, FileIdentity, Layer, ParentPlaces};
+
+use crate::cli::{Context, Status};
+use crate::error::{CommandError, Refusal};
+use crate::stream::chunked::ChunkedWriter;
+use crate::stream::endpoint::{Endpoint, EndpointError, Output, Target, parse_descriptor};
+use crate::stream::failure::StreamFailure;
+use crate::stream::human::HumanWriter;
+use crate::stream::image::StreamedImage;
+use crate::stream::local::LocalDisk;
+use crate::stream::options::Options;
+use crate::stream::plain::PlainWriter;
+use crate::stream::protocol::{Format, Protocol};
+use crate::stream::pump::{Destination, Source, pump};
+use crate::stream::sink::{Expected, Nowhere, RawSink};
+use crate::stream::tar::TarWriter;
+
+/// Send a disk: as raw bytes or as a VHD, to a file, a device or a stream
+///
+/// A VHD source is read through its chain. A VHD that is sent is written front to back, with no seek; it has the unique
+/// id of the image that it is made from. With --relative-to it is a child of that image and holds, sector by sector, what
+/// differs. Files that are made have their name once they are complete; what is there already is written in place.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Sources, by --source-format:
+  raw        PATH           a file or block device
+  vhd        PATH           an image with its parents
+  hybrid     DEVICE:VHD     the bytes of DEVICE, as far as VHD and its parents hold data
+  nbdhybrid  DEVICE:SERVER:EXPORT:SIZE
+
+Destinations: stdout:, null:, fd://N, file://PATH, PATH, tcp://HOST:PORT, unix://PATH, http(s)://…
+
+Examples:
+  vhd-tool stream --source disk.img --destination-format vhd --destination disk.vhd
+  vhd-tool stream --source-format vhd --source b --relative-to a --destination-format vhd > d
+  vhd-tool stream --source disk.img --destination-protocol chunked --destination-fd 7")]
+pub(crate) struct Args {
+    /// The disk to send
+    #[arg(long, value_name = "SOURCE")]
+    source: String,
+    /// What the source is
+    #[arg(long, value_name = "FORMAT", default_value = "raw")]
+    source_format: SourceFormat,
+    /// How the source is read: files and devices are read without a protocol
+    #[arg(long, value_name = "PROTOCOL", default_value = "none")]
+    source_protocol: Protocol,
+    /// Send only what differs from this disk
+    #[arg(long, value_name = "BASE")]
+    relative_to: Option<PathBuf>,
+    /// Where to send it
+    #[arg(long, value_name = "ENDPOINT", default_value = "stdout:")]
+    destination: Endpoint,
+    /// Send it to this descriptor, which was left open
+    #[arg(long, value_name = "FD", value_parser = parse_fd, conflicts_with = "destination")]
+    destination_fd: Option<i32>,
+    /// What to send
+    #[arg(long, value_name = "FORMAT", default_value = "raw")]
+    destination_format: Format,
+    /// How to send it
+    #[arg(long, value_name = "PROTOCOL", default_value = "none")]
+    destination_protocol: Protocol,
+    /// The destination holds zeros already, so that none need to be sent in chunks
+    #[arg(long)]
+    prezeroed: bool,
+    /// Allow parents beneath these folders too, separated by colons
+    #[arg(long, value_name = "DIRS", default_value = "")]
+    path: String,
+    #[command(flatten)]
+    options: Options,
+}
+
+pub(super) fn parse_fd(text: &str) -> Result<i32, EndpointError> {
+    parse_descriptor(text)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum SourceFormat {
+    /// A disk's bytes
+    Raw,
+    /// An image with its parents
+    Vhd,
+    /// A device and the image that it is the disk of
+    Hybrid,
+    /// A device and the NBD server that knows what of it is data
+    Nbdhybrid,
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError> {
+    if args.source_protocol != Protocol::None {
+        let how = args.source_protocol.means();
+        return Err(CommandError::usage(StreamFailure::Mismatch { what: "what comes from elsewhere", how })
+            .hint("`serve` takes disks from streams"));
+    }
+    check_combination(args)?;
+    let disk = open_source(args, &chain_options(args, context))?;
+    let endpoint = args.destination_fd.map_or_else(|| args.destination.clone(), Endpoint::Descriptor);
+    let output = endpoint.open_output()?;
+    refuse_own_source(&output, &disk)?;
+    let (size, is_delta) = (disk.size(), disk.is_delta());
+    let source: Box<dyn Source> = match args.destination_format {
+        Format::Vhd => Box::new(StreamedImage::new(disk)?),
+        Format::Raw => Box::new(disk),
+    };
+    let total = source.total();
+    output.fill(|target| {
+        let raw = args.destination_format == Format::Raw && !is_delta;
+        let mut destination: Box<dyn Destination> = match (args.destination_protocol, target) {
+            (Protocol::None, Target::Place { container, fresh }) if raw => {
+                let expected = Expected { size: Some(size), whole: true, prezeroed: args.prezeroed };
+                Box::new(RawSink::new(container, fresh, expected)?)
+            }
+            (Protocol::None, Target::Null) => Box::new(Nowhere),
+            (Protocol::None, target) => Box::new(PlainWriter::new(target.into_writer()?)),
+            (Protocol::Chunked, target) => Box::new(ChunkedWriter::new(target.into_writer()?, args.prezeroed)),
+            (Protocol::Tar, target) => {
+                Box::new(TarWriter::new(target.into_writer()?, &args.options.tar_filename_prefix, size)?)
+            }
+            (Protocol::Human, target) => Box::new(HumanWriter::new(target.into_writer()?)),
+            // The one place where a client of NBD is to be made the destination.
+            (Protocol::Nbd, _) => return Err(StreamFailure::Unsupported { what: "sending over NBD".into() }.into()),
+        };
+        pump(source, &mut *destination, args.options.meter("stream", total, endpoint.is_stdout(), context))
+    })?;
+    Ok(Status::Done)
+}
+
+/// Refuses what no receiver could make sense of.
+fn check_combination(args: &Args) -> Result<(), CommandError> {
+    let how = args.destination_protocol.means();
+    let what = match (args.destination_format, args.destination_protocol) {
+        (Format::Vhd, Protocol::Chunked | Protocol::Tar | Protocol::Nbd) => "a VHD",
+        (Format::Raw, Protocol::None | Protocol::Tar) if args.relative_to.is_some() => {
+            "what differs from another disk, as raw bytes,"
+        }
+        _ => return Ok(()),
+    };
+    Err(CommandError::usage(StreamFailure::Mismatch { what, how })
+        .hint("a VHD is sent without a protocol; a difference as a VHD, or in chunks"))
+}
+
+/// Which parents may be opened: also those beneath the folders of `--path`, as far as there are such.
+fn chain_options(args: &Args, context: &Context) -> ChainOptions {
+    let mut options = context.chain_options();
+    if let ParentPlaces::Within(roots) = &mut options.parents {
+        let folders = args.path.split(':').filter(|path| !path.is_empty()).map(PathBuf::from);
+        roots.extend(folders.filter(|path| path.is_dir()));
+    }
+    options
+}
+
+fn open_source(args: &Args, options: &ChainOptions) -> Result<LocalDisk, CommandError> {
+    let disk = match args.source_format {
+        SourceFormat::Raw => LocalDisk::raw(&file(&args.source)?)?,
+        SourceFormat::Vhd => LocalDisk::vhd(&file(&args.source)?, options)?,
+        SourceFormat::Hybrid => {
+            let (device, image) = pair(&args.source)?;
+            LocalDisk::hybrid(Path::new(device), Path::new(image), options)?
+        }
+        // The one place where an NBD server is to be asked what is data: `LocalDisk::found` takes its answers.
+        SourceFormat::Nbdhybrid => {
+            return Err(StreamFailure::Unsupported { what: "the source format nbdhybrid".into() }.into());
+        }
+    };
+    match &args.relative_to {
+        Some(base) => disk.relative_to(base, options),
+        None => Ok(disk),
+    }
+}
+
+fn file(source: &str) -> Result<PathBuf, CommandError> {
+    match source.parse() {
+        Ok(Endpoint::File(path)) => Ok(path),
+        _ => Err(CommandError::usage(StreamFailure::NotAFile { found: source.into() })),
+    }
+}
+
+/// Splits `DEVICE:VHD`, at the first colon that leaves two things that are there.
+fn pair(source: &str) -> Result<(&str, &str), CommandError> {
+    let splits = || source.match_indices(':').map(|(at, _)| (&source[..at], &source[at + 1..]));
+    let there = |&(device, image): &(&str, &str)| Path::new(device).exists() && Path::new(image).exists();
+    let found =
+        splits().find(there).or_else(|| splits().find(|(device, image)| !device.is_empty() && !image.is_empty()));
+    found.ok_or_else(|| CommandError::usage(StreamFailure::NotAPair { found: source.into() }))
+}
+
+/// Refuses a destination that the disk is read from.
+fn refuse_own_source(output: &Output, disk: &LocalDisk) -> Result<(), CommandError> {
+    let Some(identity) = output.identity() else { return Ok(()) };
+    let layers = disk.chains().flat_map(Chain::layers);
+    let own = layers.map(Layer::path).find(|path| FileIdentity::at(path).is_ok_and(|found| found == identity));
+    match own {
+        Some(path) => Err(Refusal::OwnSource { path: path.into(), reader: path.into() }.into()),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,128 @@
+//! The chunked protocol: frames of a place, a length and as many bytes.
+//!
+//! ```text
+//!   ┌ u64 ──┬ u32 ───┬───────┐      ┌ u64 ┬ u32 ┐
+//!   │ offset│ length │ bytes │  …   │  0  │  0  │   little-endian
+//!   └───────┴────────┴───────┘      └─────┴─────┘
+//! ```
+//!
+//! What no frame names stays as it is at the receiver's.
+
+use std::io::{Read, Write};
+
+use vhd_core::ByteCount;
+
+use super::failure::StreamFailure;
+use super::plain::{PlainReader, PlainWriter};
+use super::pump::{BATCH, Destination, Outlet, Source};
+use crate::error::CommandError;
+
+/// Bytes before those of a frame.
+const HEADER: usize = 12;
+/// The most bytes in a frame that is sent.
+const MOST: u64 = 2 << 20;
+
+/// Sends frames.
+pub(crate) struct ChunkedWriter<W> {
+    out: PlainWriter<W>,
+    /// The receiver has nothing but zeros already.
+    prezeroed: bool,
+}
+
+impl<W: Write> ChunkedWriter<W> {
+    /// Sends to `out`; to a receiver that is not `prezeroed` zeros are sent like any other bytes.
+    pub(crate) fn new(out: W, prezeroed: bool) -> Self {
+        Self { out: PlainWriter::new(out), prezeroed }
+    }
+
+    fn header(&mut self, at: ByteCount, length: u64) -> Result<(), CommandError> {
+        let mut header = [0; HEADER];
+        header[..8].copy_from_slice(&at.0.to_le_bytes());
+        header[8..].copy_from_slice(&u32::try_from(length).expect("a frame has at most 2 MiB").to_le_bytes());
+        self.out.write(&header)
+    }
+}
+
+impl<W: Write> Destination for ChunkedWriter<W> {
+    fn data(&mut self, at: ByteCount, bytes: &[u8]) -> Result<(), CommandError> {
+        let mut at = at;
+        for piece in bytes.chunks(MOST as usize) {
+            self.header(at, piece.len() as u64)?;
+            self.out.write(piece)?;
+            at += ByteCount(piece.len() as u64);
+        }
+        Ok(())
+    }
+
+    fn zeros(&mut self, at: ByteCount, length: ByteCount) -> Result<(), CommandError> {
+        if self.prezeroed {
+            return Ok(());
+        }
+        let mut done = 0;
+        while done < length.0 {
+            let step = MOST.min(length.0 - done);
+            self.header(ByteCount(at.0 + done), step)?;
+            self.out.write_zeros(ByteCount(step))?;
+            done += step;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), CommandError> {
+        self.out.write(&[0; HEADER])?;
+        self.out.flush()
+    }
+}
+
+/// Takes frames, of any length and in any order, up to the empty one at the start of the disk.
+pub(crate) struct ChunkedReader<R> {
+    input: PlainReader<R>,
+    size: Option<ByteCount>,
+}
+
+impl<R: Read> ChunkedReader<R> {
+    /// Takes frames from `input`; where the `size` of the disk is known, none may lie beyond it.
+    pub(crate) fn new(input: R, size: Option<ByteCount>) -> Self {
+        Self { input: PlainReader::new(input, None), size }
+    }
+
+    /// Reads the place and length of the next frame; `None` at the end.
+    fn header(&mut self) -> Result<Option<(u64, u64)>, StreamFailure> {
+        let mut header = [0; HEADER];
+        self.input.take(&mut header, "the header of a frame")?;
+        let (offset, length) = header.split_at(8);
+        let offset = u64::from_le_bytes(offset.try_into().expect("it has 8 bytes"));
+        let length = u64::from(u32::from_le_bytes(length.try_into().expect("it has 4 bytes")));
+        let end = u128::from(offset) + u128::from(length);
+        let most = self.size.unwrap_or(ByteCount(i64::MAX as u64));
+        if end > u128::from(most.0) {
+            return Err(StreamFailure::PastEnd { end, size: most });
+        }
+        Ok((offset > 0 || length > 0).then_some((offset, length)))
+    }
+}
+
+impl<R: Read + Send> Source for ChunkedReader<R> {
+    fn total(&self) -> Option<ByteCount> {
+        self.size
+    }
+
+    fn run(mut self: Box<Self>, outlet: &Outlet) -> Result<(), CommandError> {
+        let mut done = 0;
+        while let Some((offset, length)) = self.header()? {
+            let (mut at, end) = (offset, offset + length);
+            while at < end {
+                let step = BATCH.0.min(end - at);
+                let mut batch = outlet.batch(ByteCount(at));
+                batch.bytes.resize(step as usize, 0);
+                self.input.take(&mut batch.bytes, "the bytes of a frame")?;
+                batch.add_data(at..at + step);
+                at += step;
+                done = done.max(at);
+                batch.done = ByteCount(done);
+                outlet.send(batch)?;
+            }
+        }
+        Ok(())
+    }
+}

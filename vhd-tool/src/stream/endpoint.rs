@@ -1,0 +1,300 @@
+//! The ends of a transfer as they are named on the command line.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Seek, Write};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+use vhd_core::{ByteCount, Container, Existing, FileIdentity, FileOffset, FileStorage, write_new_file};
+
+use super::descriptor;
+use super::failure::StreamFailure;
+use crate::error::{CommandError, Refusal};
+
+/// Where a disk comes from or goes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    /// `stdin:`
+    Stdin,
+    /// `stdout:`
+    Stdout,
+    /// `null:` takes everything and gives nothing.
+    Null,
+    /// `fd://N`: a descriptor that was left open.
+    Descriptor(i32),
+    /// `file://PATH`, or a path alone.
+    File(PathBuf),
+    /// `tcp://HOST:PORT`
+    Tcp {
+        /// A name or an address.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// `unix://PATH`
+    Unix(PathBuf),
+    /// `http://…` or `https://…`, as it was given.
+    Http(String),
+}
+
+/// Why a text names no end of a transfer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum EndpointError {
+    /// No such scheme.
+    #[error("not stdin:, stdout:, null:, fd://N, file://PATH, tcp://HOST:PORT, unix://PATH or http(s)://…")]
+    Scheme,
+    /// No number.
+    #[error("fd:// takes the number of a descriptor")]
+    Descriptor,
+    /// No host and port.
+    #[error("tcp:// takes HOST:PORT")]
+    Address,
+    /// No path.
+    #[error("the path is empty")]
+    Path,
+}
+
+impl FromStr for Endpoint {
+    type Err = EndpointError;
+
+    fn from_str(text: &str) -> Result<Self, EndpointError> {
+        let path = |path: &str| if path.is_empty() { Err(EndpointError::Path) } else { Ok(PathBuf::from(path)) };
+        match text {
+            "stdin:" => return Ok(Self::Stdin),
+            "stdout:" => return Ok(Self::Stdout),
+            "null:" => return Ok(Self::Null),
+            _ => {}
+        }
+        let Some((scheme, rest)) = text.split_once("://") else { return path(text).map(Self::File) };
+        match scheme {
+            "fd" => parse_descriptor(rest).map(Self::Descriptor),
+            "file" => path(rest).map(Self::File),
+            "unix" => path(rest).map(Self::Unix),
+            "tcp" => {
+                let (host, port) = rest.trim_end_matches('/').rsplit_once(':').ok_or(EndpointError::Address)?;
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                let port = port.parse().ok().filter(|_| !host.is_empty()).ok_or(EndpointError::Address)?;
+                Ok(Self::Tcp { host: host.into(), port })
+            }
+            "http" | "https" => Ok(Self::Http(text.into())),
+            _ => Err(EndpointError::Scheme),
+        }
+    }
+}
+
+/// Reads the number of a descriptor.
+pub(crate) fn parse_descriptor(text: &str) -> Result<i32, EndpointError> {
+    text.parse().ok().filter(|&number: &i32| number >= 0).ok_or(EndpointError::Descriptor)
+}
+
+/// A destination before it is decided how it is filled.
+pub(crate) enum Output {
+    /// A file or device that is there, written in place.
+    Place(Container),
+    /// A file that is not there yet.
+    New(PathBuf),
+    /// Bytes in order.
+    Bytes(Box<dyn Write + Send>),
+    /// Nowhere.
+    Null,
+}
+
+/// What a destination is filled through.
+pub(crate) enum Target {
+    /// Any place of it.
+    Place {
+        /// The file or device.
+        container: Container,
+        /// Whether it is empty, so that whatever is not written is a hole.
+        fresh: bool,
+    },
+    /// Bytes in order.
+    Bytes(Box<dyn Write + Send>),
+    /// Nowhere.
+    Null,
+}
+
+impl Target {
+    /// Fills it front to back only.
+    ///
+    /// # Errors
+    /// A file that cannot be emptied.
+    pub(crate) fn into_writer(self) -> Result<Box<dyn Write + Send>, CommandError> {
+        let out: Box<dyn Write + Send> = match self {
+            Self::Place { container, fresh } => {
+                if !fresh && !container.has_fixed_size() {
+                    container.set_len(ByteCount(0))?;
+                }
+                Box::new(Appender { container, at: FileOffset(0) })
+            }
+            Self::Bytes(bytes) => bytes,
+            Self::Null => Box::new(io::sink()),
+        };
+        Ok(Box::new(BufWriter::with_capacity(SMALL, out)))
+    }
+}
+
+/// Writes a file or device front to back. What was flushed is durable.
+struct Appender {
+    container: Container,
+    at: FileOffset,
+}
+
+impl Write for Appender {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.container.storage().write_at(bytes, self.at)?;
+        self.at = self.at + ByteCount(bytes.len() as u64);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.container.storage().sync()
+    }
+}
+
+/// What is less than this is written together.
+const SMALL: usize = 64 << 10;
+const INCOMPLETE: &str = "the destination is written in place: it is incomplete if the failure came midway";
+
+impl Output {
+    /// The file or device that is there already.
+    pub(crate) fn identity(&self) -> Option<FileIdentity> {
+        let Self::Place(container) = self else { return None };
+        let file = container.storage().as_file().map(FileStorage::identity);
+        file.or_else(|| FileIdentity::at(container.path()).ok())
+    }
+
+    /// Its length, where that is known before it is filled.
+    pub(crate) fn length(&self) -> Option<ByteCount> {
+        let Self::Place(container) = self else { return None };
+        container.len().ok().filter(|length| length.0 > 0)
+    }
+
+    /// Fills it: a new file gets its name only when that has succeeded.
+    pub(crate) fn fill(self, fill: impl FnOnce(Target) -> Result<(), CommandError>) -> Result<(), CommandError> {
+        match self {
+            Self::Place(container) => {
+                let target = Target::Place { container, fresh: false };
+                fill(target).map_err(|error| error.hint(INCOMPLETE))
+            }
+            Self::New(path) => write_new_file(&path, Existing::Keep, |container| {
+                fill(Target::Place { container: container.clone(), fresh: true })
+            }),
+            Self::Bytes(bytes) => fill(Target::Bytes(bytes)),
+            Self::Null => fill(Target::Null),
+        }
+    }
+}
+
+impl Endpoint {
+    /// Whether it is standard output.
+    pub(crate) fn is_stdout(&self) -> bool {
+        matches!(self, Self::Stdout | Self::Descriptor(1))
+    }
+
+    /// Which file it is, where it is one.
+    pub(crate) fn identity(&self) -> Option<FileIdentity> {
+        let path = match self {
+            Self::File(path) => path.clone(),
+            Self::Stdin => "/proc/self/fd/0".into(),
+            Self::Descriptor(number) => format!("/proc/self/fd/{number}").into(),
+            _ => return None,
+        };
+        FileIdentity::at(&path).ok()
+    }
+
+    /// Opens it to be read front to back.
+    ///
+    /// # Errors
+    /// What cannot be opened, or not be read.
+    pub(crate) fn open_input(&self) -> Result<Box<dyn Read + Send>, CommandError> {
+        match self {
+            Self::Stdin => Ok(Box::new(descriptor::take(0)?)),
+            Self::Descriptor(number) => Ok(Box::new(descriptor::take(*number)?)),
+            Self::File(path) => Ok(Box::new(File::open(path).map_err(Refusal::io(path, "open it"))?)),
+            Self::Null => Ok(Box::new(io::empty())),
+            Self::Stdout => Err(StreamFailure::Unsupported { what: "reading from stdout:".into() }.into()),
+            // The one place where connections are to be opened for reading.
+            Self::Tcp { .. } | Self::Unix(_) | Self::Http(_) => Err(self.not_connected()),
+        }
+    }
+
+    /// Opens it to be written: in place where that can be, otherwise front to back.
+    ///
+    /// # Errors
+    /// What cannot be opened, or not be written.
+    pub(crate) fn open_output(&self) -> Result<Output, CommandError> {
+        match self {
+            Self::Stdout => output_of(descriptor::take(1)?, "stdout:"),
+            Self::Descriptor(number) => output_of(descriptor::take(*number)?, &format!("fd://{number}")),
+            Self::File(path) => open_path(path),
+            Self::Null => Ok(Output::Null),
+            Self::Stdin => Err(StreamFailure::Unsupported { what: "writing to stdin:".into() }.into()),
+            // The one place where connections are to be opened for writing.
+            Self::Tcp { .. } | Self::Unix(_) | Self::Http(_) => Err(self.not_connected()),
+        }
+    }
+
+    fn not_connected(&self) -> CommandError {
+        StreamFailure::Unsupported { what: format!("{self:?}: connections (not yet wired)") }.into()
+    }
+}
+
+/// Takes a descriptor: one of a file that nobody has written to yet, or of a device, can be written at any place.
+fn output_of(mut file: File, name: &str) -> Result<Output, CommandError> {
+    let kind = file.metadata().map_err(Refusal::io(name, "look at it"))?.file_type();
+    let appends = rustix::fs::fcntl_getfl(&file).is_ok_and(|flags| flags.contains(OFlags::APPEND));
+    let at_start = file.stream_position().is_ok_and(|position| position == 0);
+    if (kind.is_file() || kind.is_block_device()) && at_start && !appends {
+        let storage = FileStorage::new(file).map_err(Refusal::io(name, "open it"))?;
+        return Ok(Output::Place(Container::new(name, Arc::new(storage))));
+    }
+    Ok(Output::Bytes(Box::new(file)))
+}
+
+fn open_path(path: &Path) -> Result<Output, CommandError> {
+    let kind = match std::fs::metadata(path) {
+        Ok(found) => found.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Output::New(path.into())),
+        Err(error) => return Err(Refusal::io(path, "look at it")(error).into()),
+    };
+    if kind.is_file() || kind.is_block_device() {
+        let storage = FileStorage::open_writable(path).map_err(Refusal::io(path, "open it"))?;
+        return Ok(Output::Place(Container::new(path, Arc::new(storage))));
+    }
+    let flags = OFlags::NOCTTY.bits().cast_signed();
+    let file = File::options().write(true).custom_flags(flags).open(path).map_err(Refusal::io(path, "open it"))?;
+    Ok(Output::Bytes(Box::new(file)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_schemes_are_understood() {
+        let tcp = |host: &str| Endpoint::Tcp { host: host.into(), port: 80 };
+        for (text, endpoint) in [
+            ("stdin:", Endpoint::Stdin),
+            ("stdout:", Endpoint::Stdout),
+            ("null:", Endpoint::Null),
+            ("fd://7", Endpoint::Descriptor(7)),
+            ("file:///dev/sda", Endpoint::File("/dev/sda".into())),
+            ("file://disk.img", Endpoint::File("disk.img".into())),
+            ("disk.img", Endpoint::File("disk.img".into())),
+            ("/a:b", Endpoint::File("/a:b".into())),
+            ("unix:///run/s", Endpoint::Unix("/run/s".into())),
+            ("tcp://h:80", tcp("h")),
+            ("tcp://[::1]:80", tcp("::1")),
+            ("https://h/x?y", Endpoint::Http("https://h/x?y".into())),
+        ] {
+            assert_eq!(text.parse(), Ok(endpoint), "{text}");
+        }
+        for text in ["", "file://", "fd://x", "fd://-1", "tcp://h", "tcp://:80", "tcp://h:99999", "ftp://h"] {
+            assert!(text.parse::<Endpoint>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! A disk of this host, read at any place: a raw file or device, a chain of images, or both.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use vhd_core::{
+    BlockIndex, BlockSize, ByteCount, Chain, ChainOptions, FileStorage, Image, Layer, Lock, NewImage, NewKind,
+    ParentLink, ReadOnly, SECTOR_SIZE, Sector, SectorCount, SectorRange, Storage, Timestamp, Uuid,
+};
+
+use super::delta::Delta;
+use super::failure::StreamFailure;
+use super::pump::{BATCH, Outlet, Source};
+use crate::disk;
+use crate::error::{CommandError, Refusal};
+
+/// What is asked at once for where content is: 64 MiB.
+const WINDOW: SectorCount = SectorCount(1 << 17);
+
+/// Lists the sectors of a range that hold data, in order, without overlaps.
+pub(crate) type FindData = Box<dyn Fn(SectorRange) -> Result<Vec<SectorRange>, CommandError> + Send>;
+
+/// A disk that is sent.
+pub(crate) struct LocalDisk {
+    /// Where its content is read.
+    data: Arc<Chain>,
+    /// Its size, which may end within a sector.
+    size: ByteCount,
+    content: Content,
+    unique_id: Uuid,
+    timestamp: Timestamp,
+    base_path: Option<PathBuf>,
+}
+
+/// Which sectors are sent.
+enum Content {
+    /// All that the tables and holes of a chain do not tell to be zero.
+    Of(Arc<Chain>),
+    /// Those in which a chain differs from a base.
+    Delta(Arc<Chain>, Delta),
+    /// Those that something else tells of.
+    Found(FindData),
+}
+
+impl LocalDisk {
+    /// Opens a raw file or device.
+    ///
+    /// # Errors
+    /// Anything else; what cannot be opened.
+    pub(crate) fn raw(path: &Path) -> Result<Self, CommandError> {
+        let (data, size) = open_raw(path)?;
+        let content = Content::Of(data.clone());
+        let (unique_id, timestamp) = (Uuid::new_v4(), Timestamp::now());
+        Ok(Self { data, size, content, unique_id, timestamp, base_path: None })
+    }
+
+    /// Opens an image and its parents.
+    ///
+    /// # Errors
+    /// What cannot be opened.
+    pub(crate) fn vhd(path: &Path, options: &ChainOptions) -> Result<Self, CommandError> {
+        let chain = Arc::new(disk::open_vhd(path, options)?);
+        Ok(Self::of_chain(chain.clone(), chain))
+    }
+
+    /// Takes the content from a raw device, and from a chain of images what of it is data.
+    ///
+    /// # Errors
+    /// What cannot be opened; a device that is smaller than the disk.
+    pub(crate) fn hybrid(device: &Path, image: &Path, options: &ChainOptions) -> Result<Self, CommandError> {
+        let tables = Arc::new(disk::open_vhd(image, options)?);
+        let (data, length) = open_raw(device)?;
+        let size = tables.sectors().bytes();
+        if length < size {
+            return Err(StreamFailure::ShortDevice { path: device.into(), length, size }.into());
+        }
+        Ok(Self::of_chain(tables, data))
+    }
+
+    /// Takes the content from a raw device, and from `find` what of it is data.
+    ///
+    /// # Errors
+    /// What cannot be opened; a device that is smaller than the disk.
+    #[expect(dead_code, reason = "for what an NBD server tells, once it is asked")]
+    pub(crate) fn found(device: &Path, size: ByteCount, find: FindData) -> Result<Self, CommandError> {
+        let (data, length) = open_raw(device)?;
+        if length < size {
+            return Err(StreamFailure::ShortDevice { path: device.into(), length, size }.into());
+        }
+        let (unique_id, timestamp) = (Uuid::new_v4(), Timestamp::now());
+        Ok(Self { data, size, content: Content::Found(find), unique_id, timestamp, base_path: None })
+    }
+
+    fn of_chain(tables: Arc<Chain>, data: Arc<Chain>) -> Self {
+        let top = tables.top().as_vhd().map(Image::<ReadOnly>::footer);
+        // Sent as a VHD it is the same image to whoever makes, or has, children of it.
+        let unique_id = top.map_or_else(Uuid::new_v4, vhd_core::Footer::unique_id);
+        let timestamp = top.map_or_else(Timestamp::now, vhd_core::Footer::timestamp);
+        let size = tables.sectors().bytes();
+        Self { data, size, content: Content::Of(tables), unique_id, timestamp, base_path: None }
+    }
+
+    /// Sends only what differs from the disk at `path`.
+    ///
+    /// # Errors
+    /// A base that cannot be opened; content that no chain tells of.
+    pub(crate) fn relative_to(self, path: &Path, options: &ChainOptions) -> Result<Self, CommandError> {
+        let base = disk::open(path, options)?;
+        let Content::Of(tables) = self.content else {
+            return Err(StreamFailure::Mismatch { what: "such a disk", how: "relative to another" }.into());
+        };
+        let delta = Delta::new(&tables, base);
+        Ok(Self { content: Content::Delta(tables, delta), base_path: Some(path.into()), ..self })
+    }
+
+    /// Its size.
+    pub(crate) fn size(&self) -> ByteCount {
+        self.size
+    }
+
+    /// Whether it is only what differs from a base.
+    pub(crate) fn is_delta(&self) -> bool {
+        matches!(self.content, Content::Delta(..))
+    }
+
+    /// The chains that it is read from.
+    pub(crate) fn chains(&self) -> impl Iterator<Item = &Chain> {
+        let tables = match &self.content {
+            Content::Of(tables) | Content::Delta(tables, _) => Some(&**tables),
+            Content::Found(_) => None,
+        };
+        std::iter::once(&*self.data).chain(tables)
+    }
+
+    /// Describes the image that it is sent as: whole, or a child of the base.
+    ///
+    /// # Errors
+    /// A base whose name no locator can hold.
+    pub(crate) fn image(&self) -> Result<NewImage, CommandError> {
+        let size = ByteCount(self.size.0.next_multiple_of(SECTOR_SIZE));
+        let block_size = BlockSize::DEFAULT;
+        let kind = match (&self.content, &self.base_path) {
+            (Content::Delta(_, delta), Some(path)) => {
+                let modified = std::fs::metadata(path).and_then(|found| found.modified());
+                let modified = modified.map_err(Refusal::io(path, "look at it"))?;
+                let unique_id = match delta.base().top() {
+                    Layer::Vhd(image) => image.footer().unique_id(),
+                    Layer::Raw(_) => Uuid::nil(),
+                };
+                let name = Path::new(path.file_name().unwrap_or_default());
+                let parent = ParentLink::to_named(name, unique_id, modified.into())?;
+                NewKind::Differencing { block_size, parent }
+            }
+            _ => NewKind::Dynamic { block_size },
+        };
+        Ok(NewImage { unique_id: self.unique_id, timestamp: self.timestamp, ..NewImage::new(size, kind) })
+    }
+
+    /// Lists the sectors that are sent, in order and without overlaps.
+    ///
+    /// It is one walk over all of the disk, as files are asked for their holes no more than once: on some file systems
+    /// an answer costs as much as the data that it covers is long.
+    pub(crate) fn ranges(&self) -> Box<dyn Iterator<Item = Result<SectorRange, CommandError>> + '_> {
+        match &self.content {
+            Content::Of(tables) => Box::new(tables.data_ranges().map(|range| Ok(range?))),
+            Content::Delta(tables, delta) => Box::new(self.found_ranges(|window| Ok(delta.ranges(tables, window)?))),
+            Content::Found(find) => Box::new(self.found_ranges(find)),
+        }
+    }
+
+    fn found_ranges<'a>(
+        &'a self,
+        find: impl Fn(SectorRange) -> Result<Vec<SectorRange>, CommandError> + 'a,
+    ) -> impl Iterator<Item = Result<SectorRange, CommandError>> + 'a {
+        let windows = SectorRange::new(Sector(0), self.sectors()).split_at_multiples(WINDOW);
+        windows.flat_map(move |window| match find(window) {
+            Ok(ranges) => ranges.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        })
+    }
+
+    fn sectors(&self) -> SectorCount {
+        SectorCount(self.size.0.div_ceil(SECTOR_SIZE))
+    }
+
+    /// Lists the blocks of an image that hold anything of what is sent.
+    pub(crate) fn blocks(&self, block_size: BlockSize) -> Result<Vec<BlockIndex>, CommandError> {
+        let mut blocks: Vec<BlockIndex> = Vec::new();
+        for range in self.ranges() {
+            let range = range?;
+            let first = range.start.0 / block_size.sectors().0;
+            let last = (range.end.0 - 1) / block_size.sectors().0;
+            let next = blocks.last().map_or(0, |last| u64::from(last.0) + 1);
+            blocks.extend((first.max(next)..=last).filter_map(|block| u32::try_from(block).ok()).map(BlockIndex));
+        }
+        Ok(blocks)
+    }
+
+    /// Reads sectors.
+    pub(crate) fn read(&self, range: SectorRange, bytes: &mut [u8]) -> Result<(), CommandError> {
+        Ok(self.data.read(range, bytes)?)
+    }
+}
+
+fn open_raw(path: &Path) -> Result<(Arc<Chain>, ByteCount), CommandError> {
+    let found = std::fs::metadata(path).map_err(Refusal::io(path, "open it"))?.file_type();
+    if !found.is_file() && !std::os::unix::fs::FileTypeExt::is_block_device(&found) {
+        return Err(StreamFailure::NotAFile { found: path.display().to_string() }.into());
+    }
+    let size = FileStorage::open(path, Lock::None).and_then(|file| file.len());
+    let size = size.map_err(Refusal::io(path, "open it"))?;
+    Ok((Arc::new(Chain::from_layers(vec![Layer::Raw(disk::open_raw(path)?)])), size))
+}
+
+/// The bytes of the disk: what is data, what is zero; of a delta only what differs, also where it is zero.
+impl Source for LocalDisk {
+    fn total(&self) -> Option<ByteCount> {
+        Some(self.size)
+    }
+
+    fn run(self: Box<Self>, outlet: &Outlet) -> Result<(), CommandError> {
+        let size = self.size.0;
+        let mut at = 0;
+        for range in self.ranges() {
+            for piece in range?.split_at_multiples(BATCH.whole_sectors()) {
+                let (start, end) = (piece.start.byte_offset(), piece.end.byte_offset().min(size));
+                let mut batch = outlet.batch(ByteCount(start));
+                batch.bytes.resize(piece.count().bytes().0 as usize, 0);
+                self.read(piece, &mut batch.bytes)?;
+                if self.is_delta() {
+                    batch.add_data(start..end);
+                } else {
+                    batch.add_zeros(at..start);
+                    batch.add_content(start..end);
+                }
+                batch.done = ByteCount(end);
+                at = end;
+                outlet.send(batch)?;
+            }
+        }
+        let mut last = outlet.batch(ByteCount(at));
+        if !self.is_delta() {
+            last.add_zeros(at..size);
+        }
+        last.done = self.size;
+        outlet.send(last)
+    }
+}
