@@ -9,8 +9,8 @@ use vhd_core::{ByteCount, ChainOptions, FileError, ParentIdentity, ParentPlaces,
 
 use crate::commands::read_headers::Listing;
 use crate::commands::{
-    check, clone, coalesce, compact, compare, contents, convert, create, delete, gc, get, info, map, read, read_headers,
-    repair, resize, serve, snapshot, stream, tree, write,
+    check, clone, coalesce, compact, compare, contents, convert, create, delete, gc, get, info, map, read,
+    read_headers, repair, resize, serve, snapshot, stream, tree, write,
 };
 use crate::error::{CommandError, with_causes};
 use crate::output::{self, Output};
@@ -52,6 +52,32 @@ struct GlobalOptions {
     /// Take the parent that is found even if its unique id is not the one that the child recorded
     #[arg(long, global = true, help_heading = "Parents")]
     ignore_parent_uuid: bool,
+    #[command(flatten)]
+    foreign: ForeignOptions,
+}
+
+/// What xapi gives to its own program of this name, with every command.
+#[derive(Debug, clap::Args)]
+struct ForeignOptions {
+    /// Allow parents beneath these folders too, separated by colons; `/`, which would be anywhere, is passed over
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIRS",
+        default_value = "",
+        hide_default_value = true,
+        help_heading = "Parents"
+    )]
+    path: String,
+    /// Accepted: the page cache is used nevertheless
+    #[arg(long, alias = "unbuffered", global = true, hide = true)]
+    direct: bool,
+    /// Accepted: errors say all that there is
+    #[arg(long, global = true, hide = true)]
+    debug: bool,
+    /// Accepted: errors say all that there is
+    #[arg(long, short, global = true, hide = true)]
+    verbose: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -133,7 +159,12 @@ impl Context {
 
     /// Which parents may be opened.
     pub(crate) fn chain_options(&self) -> ChainOptions {
-        let places = ParentPlaces::Within(self.global.parent_root.clone());
+        let searched = self.global.foreign.path.split(':').map(Path::new).filter(|path| {
+            // A program that was started in `/` means its own place by `.`.
+            path.canonicalize().is_ok_and(|real| real.is_dir() && real != Path::new("/"))
+        });
+        let roots = self.global.parent_root.iter().map(PathBuf::as_path).chain(searched);
+        let places = ParentPlaces::Within(roots.map(Into::into).collect());
         ChainOptions {
             parents: if self.global.any_parent { ParentPlaces::Anywhere } else { places },
             parent_identity: if self.global.ignore_parent_uuid {

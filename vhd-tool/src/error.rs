@@ -12,8 +12,10 @@ use vhd_core::{
     ReadError, StorageError, WriteError,
 };
 
+use crate::nbd::{HybridError, NbdError};
 use crate::output;
 use crate::stream::failure::StreamFailure;
+use crate::transport::ConnectError;
 
 /// What an error means to whoever started the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,11 +193,14 @@ macro_rules! failed_from {
 }
 
 failed_from!(
+    ConnectError,
     FileError,
     FolderError,
+    HybridError,
     LayoutError,
     LinkError,
     MetadataError,
+    NbdError,
     ReadError,
     StorageError,
     StreamError,

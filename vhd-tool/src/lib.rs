@@ -11,12 +11,10 @@ mod commands;
 mod date;
 mod disk;
 mod error;
-#[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "the commands that move disks come next"))]
 mod nbd;
 mod output;
 mod progress;
-#[cfg_attr(not(test), expect(dead_code, reason = "the commands that move disks come next"))]
-mod transport;
 mod stream;
+mod transport;
 
 pub use cli::{Cli, run};

@@ -8,6 +8,7 @@ use crate::error::CommandError;
 use crate::stream::chunked::ChunkedReader;
 use crate::stream::endpoint::{Endpoint, Output, Target};
 use crate::stream::failure::StreamFailure;
+use crate::stream::nbd;
 use crate::stream::options::Options;
 use crate::stream::plain::{PlainReader, PlainWriter};
 use crate::stream::protocol::{Format, Protocol};
@@ -15,6 +16,7 @@ use crate::stream::pump::{Destination, Source, pump};
 use crate::stream::received::ReceivedImage;
 use crate::stream::sink::{Expected, Nowhere, RawSink, VhdSink};
 use crate::stream::tar::TarReader;
+use crate::transport::ConnectOptions;
 
 /// Receive a disk: raw bytes, chunks, an archive or a VHD, from a stream onto a file or a device
 ///
@@ -57,6 +59,9 @@ pub(crate) struct Args {
     /// The destination holds zeros already, so that none need to be written
     #[arg(long)]
     prezeroed: bool,
+    /// Take blocks of an archive whose checksums are wrong
+    #[arg(long)]
+    ignore_checksums: bool,
     #[command(flatten)]
     options: Options,
 }
@@ -76,9 +81,13 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
     let destination = args.destination_fd.map(Endpoint::Descriptor).or_else(|| args.destination.clone());
     let destination = destination.unwrap_or(Endpoint::Null);
     let input = args.source_fd.map_or_else(|| args.source.clone(), Endpoint::Descriptor);
-    let output = destination.open_output()?;
+    let connecting = ConnectOptions::default();
+    let output = destination.open_output(&connecting)?;
     if output.identity().is_some_and(|identity| input.identity() == Some(identity)) {
         return Err(CommandError::usage(StreamFailure::OwnSource));
+    }
+    if args.source_protocol == Protocol::Nbd {
+        return receive_nbd(args, &input, output, destination.is_stdout(), context);
     }
     let incoming = open_source(args, &input, &output)?;
     if incoming.is_delta && matches!(output, Output::New(_)) {
@@ -88,6 +97,25 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
     output.fill(|target| {
         let mut destination = open_destination(args, &incoming, target)?;
         pump(incoming.source, &mut *destination, meter)
+    })?;
+    Ok(Status::Done)
+}
+
+/// Serves the destination to a client that writes it, and to which each write is answered once it is done.
+fn receive_nbd(
+    args: &Args,
+    input: &Endpoint,
+    output: Output,
+    stdout_is_taken: bool,
+    context: &Context,
+) -> Result<Status, CommandError> {
+    let size = args.destination_size.map(ByteCount).or_else(|| output.length());
+    let size = size.ok_or_else(|| CommandError::usage(StreamFailure::SizeUnknown))?;
+    let mut stream = input.open_duplex(&ConnectOptions::default())?;
+    let meter = args.options.meter("serve", Some(size), stdout_is_taken, context);
+    output.fill(|target| match (args.destination_format, target) {
+        (Format::Raw, Target::Place { container, .. }) => nbd::receive(&mut *stream, container, size, meter),
+        _ => Err(StreamFailure::Unsupported { what: "receiving over NBD what is no raw file or device".into() }.into()),
     })?;
     Ok(Status::Done)
 }
@@ -120,37 +148,38 @@ fn open_source(args: &Args, endpoint: &Endpoint, output: &Output) -> Result<Inco
             let size =
                 size.or_else(|| output.length()).ok_or_else(|| CommandError::usage(StreamFailure::SizeUnknown))?;
             let source = TarReader::new(endpoint.open_input()?, &args.options.tar_filename_prefix, size);
+            let source = source.ignoring_checksums(args.ignore_checksums);
             Incoming { size: Some(size), ..incoming(Box::new(source)) }
         }
-        // The one place where an NBD server's side is to be made the source.
-        (Format::Raw, Protocol::Nbd) => {
-            return Err(StreamFailure::Unsupported { what: "receiving over NBD".into() }.into());
-        }
-        (Format::Raw, Protocol::None | Protocol::Human) => {
+        (Format::Raw, Protocol::None | Protocol::Human | Protocol::Nbd) => {
             incoming(Box::new(PlainReader::new(endpoint.open_input()?, size)))
         }
     })
 }
 
-fn open_destination(args: &Args, incoming: &Incoming, target: Target) -> Result<Box<dyn Destination>, CommandError> {
+fn open_destination<'a>(
+    args: &Args,
+    incoming: &Incoming,
+    target: Target<'a>,
+) -> Result<Box<dyn Destination + 'a>, CommandError> {
     let Incoming { size, whole, in_order, .. } = *incoming;
     Ok(match (args.destination_format, target) {
         (_, Target::Null) => Box::new(Nowhere),
         (Format::Raw, Target::Place { container, fresh }) => {
             Box::new(RawSink::new(container, fresh, Expected { size, whole, prezeroed: args.prezeroed })?)
         }
-        (Format::Raw, Target::Bytes(bytes)) if in_order => {
-            Box::new(PlainWriter::new(Target::Bytes(bytes).into_writer()?))
+        (Format::Raw, target @ (Target::Bytes(_) | Target::Peer(_))) if in_order => {
+            Box::new(PlainWriter::new(target.into_writer()?))
         }
         (Format::Vhd, Target::Place { container, fresh: true }) => {
             let size = size.ok_or_else(|| CommandError::usage(StreamFailure::SizeUnknown))?;
             Box::new(VhdSink::new(&container, size)?)
         }
-        (Format::Vhd, Target::Place { .. } | Target::Bytes(_)) => {
+        (Format::Vhd, Target::Place { .. } | Target::Bytes(_) | Target::Peer(_)) => {
             let what = "making a VHD in place of what is there, or in a stream".into();
             return Err(StreamFailure::Unsupported { what }.into());
         }
-        (Format::Raw, Target::Bytes(_)) => {
+        (Format::Raw, Target::Bytes(_) | Target::Peer(_)) => {
             let what = "writing what comes in any order into a stream".into();
             return Err(StreamFailure::Unsupported { what }.into());
         }

@@ -6,13 +6,16 @@ use vhd_core::{Chain, ChainOptions, FileIdentity, Layer, ParentPlaces};
 
 use crate::cli::{Context, Status};
 use crate::error::{CommandError, Refusal};
+use crate::nbd::HybridSource;
 use crate::stream::chunked::ChunkedWriter;
 use crate::stream::endpoint::{Endpoint, EndpointError, Output, Target, parse_descriptor};
 use crate::stream::failure::StreamFailure;
 use crate::stream::human::HumanWriter;
 use crate::stream::image::StreamedImage;
 use crate::stream::local::LocalDisk;
+use crate::stream::nbd::NbdWriter;
 use crate::stream::options::Options;
+use crate::stream::peer::PeerOptions;
 use crate::stream::plain::PlainWriter;
 use crate::stream::protocol::{Format, Protocol};
 use crate::stream::pump::{Destination, Source, pump};
@@ -66,9 +69,8 @@ pub(crate) struct Args {
     /// The destination holds zeros already, so that none need to be sent in chunks
     #[arg(long)]
     prezeroed: bool,
-    /// Allow parents beneath these folders too, separated by colons
-    #[arg(long, value_name = "DIRS", default_value = "")]
-    path: String,
+    #[command(flatten)]
+    peer: PeerOptions,
     #[command(flatten)]
     options: Options,
 }
@@ -96,9 +98,13 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
             .hint("`serve` takes disks from streams"));
     }
     check_combination(args)?;
-    let disk = open_source(args, &chain_options(args, context))?;
+    let disk = open_source(args, &context.chain_options())?;
     let endpoint = args.destination_fd.map_or_else(|| args.destination.clone(), Endpoint::Descriptor);
-    let output = endpoint.open_output()?;
+    let connecting = args.peer.connecting(args.destination_protocol == Protocol::Chunked);
+    let output = match args.destination_protocol {
+        Protocol::Nbd => Output::Peer(endpoint.open_duplex(&connecting)?),
+        _ => endpoint.open_output(&connecting)?,
+    };
     refuse_own_source(&output, &disk)?;
     let (size, is_delta) = (disk.size(), disk.is_delta());
     let source: Box<dyn Source> = match args.destination_format {
@@ -108,7 +114,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
     let total = source.total();
     output.fill(|target| {
         let raw = args.destination_format == Format::Raw && !is_delta;
-        let mut destination: Box<dyn Destination> = match (args.destination_protocol, target) {
+        let mut destination: Box<dyn Destination + '_> = match (args.destination_protocol, target) {
             (Protocol::None, Target::Place { container, fresh }) if raw => {
                 let expected = Expected { size: Some(size), whole: true, prezeroed: args.prezeroed };
                 Box::new(RawSink::new(container, fresh, expected)?)
@@ -120,7 +126,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
                 Box::new(TarWriter::new(target.into_writer()?, &args.options.tar_filename_prefix, size)?)
             }
             (Protocol::Human, target) => Box::new(HumanWriter::new(target.into_writer()?)),
-            // The one place where a client of NBD is to be made the destination.
+            (Protocol::Nbd, Target::Peer(peer)) => Box::new(NbdWriter::new(peer, size, args.prezeroed)?),
             (Protocol::Nbd, _) => return Err(StreamFailure::Unsupported { what: "sending over NBD".into() }.into()),
         };
         pump(source, &mut *destination, args.options.meter("stream", total, endpoint.is_stdout(), context))
@@ -142,16 +148,6 @@ fn check_combination(args: &Args) -> Result<(), CommandError> {
         .hint("a VHD is sent without a protocol; a difference as a VHD, or in chunks"))
 }
 
-/// Which parents may be opened: also those beneath the folders of `--path`, as far as there are such.
-fn chain_options(args: &Args, context: &Context) -> ChainOptions {
-    let mut options = context.chain_options();
-    if let ParentPlaces::Within(roots) = &mut options.parents {
-        let folders = args.path.split(':').filter(|path| !path.is_empty()).map(PathBuf::from);
-        roots.extend(folders.filter(|path| path.is_dir()));
-    }
-    options
-}
-
 fn open_source(args: &Args, options: &ChainOptions) -> Result<LocalDisk, CommandError> {
     let disk = match args.source_format {
         SourceFormat::Raw => LocalDisk::raw(&file(&args.source)?)?,
@@ -160,9 +156,11 @@ fn open_source(args: &Args, options: &ChainOptions) -> Result<LocalDisk, Command
             let (device, image) = pair(&args.source)?;
             LocalDisk::hybrid(Path::new(device), Path::new(image), options)?
         }
-        // The one place where an NBD server is to be asked what is data: `LocalDisk::found` takes its answers.
         SourceFormat::Nbdhybrid => {
-            return Err(StreamFailure::Unsupported { what: "the source format nbdhybrid".into() }.into());
+            let source: HybridSource = args.source.parse().map_err(CommandError::usage)?;
+            let allocation = source.allocation()?;
+            let find = Box::new(move |window| Ok(allocation.within(window)));
+            LocalDisk::found(&source.raw, source.size, find)?
         }
     };
     match &args.relative_to {

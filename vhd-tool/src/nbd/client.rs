@@ -94,6 +94,7 @@ impl<S: Read + Write> Client<S> {
     ///
     /// # Errors
     /// Fails if the range is not in the export, or the server or the connection fails.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the tests read back what they wrote"))]
     pub(crate) fn read_at(&mut self, offset: FileOffset, bytes: &mut [u8]) -> Result<(), NbdError> {
         self.check(offset, ByteCount(bytes.len() as u64))?;
         self.drain()?;

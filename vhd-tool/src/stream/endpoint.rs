@@ -12,7 +12,9 @@ use vhd_core::{ByteCount, Container, Existing, FileIdentity, FileOffset, FileSto
 
 use super::descriptor;
 use super::failure::StreamFailure;
+use super::peer::Duplex;
 use crate::error::{CommandError, Refusal};
+use crate::transport::{Address, AddressError, ConnectOptions, Connection};
 
 /// Where a disk comes from or goes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,21 +29,12 @@ pub(crate) enum Endpoint {
     Descriptor(i32),
     /// `file://PATH`, or a path alone.
     File(PathBuf),
-    /// `tcp://HOST:PORT`
-    Tcp {
-        /// A name or an address.
-        host: String,
-        /// The port.
-        port: u16,
-    },
-    /// `unix://PATH`
-    Unix(PathBuf),
-    /// `http://…` or `https://…`, as it was given.
-    Http(String),
+    /// `tcp://HOST:PORT`, `unix://PATH`, `http://…` or `https://…`
+    Peer(Address),
 }
 
 /// Why a text names no end of a transfer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum EndpointError {
     /// No such scheme.
     #[error("not stdin:, stdout:, null:, fd://N, file://PATH, tcp://HOST:PORT, unix://PATH or http(s)://…")]
@@ -49,12 +42,12 @@ pub(crate) enum EndpointError {
     /// No number.
     #[error("fd:// takes the number of a descriptor")]
     Descriptor,
-    /// No host and port.
-    #[error("tcp:// takes HOST:PORT")]
-    Address,
     /// No path.
     #[error("the path is empty")]
     Path,
+    /// No address of a peer.
+    #[error(transparent)]
+    Peer(#[from] AddressError),
 }
 
 impl FromStr for Endpoint {
@@ -68,18 +61,14 @@ impl FromStr for Endpoint {
             "null:" => return Ok(Self::Null),
             _ => {}
         }
+        if let Some(number) = text.strip_prefix("fd:").filter(|number| !number.starts_with("//")) {
+            return parse_descriptor(number).map(Self::Descriptor);
+        }
         let Some((scheme, rest)) = text.split_once("://") else { return path(text).map(Self::File) };
         match scheme {
             "fd" => parse_descriptor(rest).map(Self::Descriptor),
             "file" => path(rest).map(Self::File),
-            "unix" => path(rest).map(Self::Unix),
-            "tcp" => {
-                let (host, port) = rest.trim_end_matches('/').rsplit_once(':').ok_or(EndpointError::Address)?;
-                let host = host.trim_start_matches('[').trim_end_matches(']');
-                let port = port.parse().ok().filter(|_| !host.is_empty()).ok_or(EndpointError::Address)?;
-                Ok(Self::Tcp { host: host.into(), port })
-            }
-            "http" | "https" => Ok(Self::Http(text.into())),
+            "tcp" | "unix" | "http" | "https" => Ok(Self::Peer(text.parse()?)),
             _ => Err(EndpointError::Scheme),
         }
     }
@@ -98,12 +87,14 @@ pub(crate) enum Output {
     New(PathBuf),
     /// Bytes in order.
     Bytes(Box<dyn Write + Send>),
+    /// Bytes in order to a peer, which can answer.
+    Peer(Box<dyn Duplex>),
     /// Nowhere.
     Null,
 }
 
 /// What a destination is filled through.
-pub(crate) enum Target {
+pub(crate) enum Target<'a> {
     /// Any place of it.
     Place {
         /// The file or device.
@@ -113,17 +104,19 @@ pub(crate) enum Target {
     },
     /// Bytes in order.
     Bytes(Box<dyn Write + Send>),
+    /// Bytes in order to a peer, which can answer.
+    Peer(&'a mut dyn Duplex),
     /// Nowhere.
     Null,
 }
 
-impl Target {
+impl<'a> Target<'a> {
     /// Fills it front to back only.
     ///
     /// # Errors
     /// A file that cannot be emptied.
-    pub(crate) fn into_writer(self) -> Result<Box<dyn Write + Send>, CommandError> {
-        let out: Box<dyn Write + Send> = match self {
+    pub(crate) fn into_writer(self) -> Result<Box<dyn Write + Send + 'a>, CommandError> {
+        let out: Box<dyn Write + Send + 'a> = match self {
             Self::Place { container, fresh } => {
                 if !fresh && !container.has_fixed_size() {
                     container.set_len(ByteCount(0))?;
@@ -131,6 +124,7 @@ impl Target {
                 Box::new(Appender { container, at: FileOffset(0) })
             }
             Self::Bytes(bytes) => bytes,
+            Self::Peer(peer) => Box::new(peer),
             Self::Null => Box::new(io::sink()),
         };
         Ok(Box::new(BufWriter::with_capacity(SMALL, out)))
@@ -174,7 +168,7 @@ impl Output {
     }
 
     /// Fills it: a new file gets its name only when that has succeeded.
-    pub(crate) fn fill(self, fill: impl FnOnce(Target) -> Result<(), CommandError>) -> Result<(), CommandError> {
+    pub(crate) fn fill(self, fill: impl FnOnce(Target<'_>) -> Result<(), CommandError>) -> Result<(), CommandError> {
         match self {
             Self::Place(container) => {
                 let target = Target::Place { container, fresh: false };
@@ -184,6 +178,11 @@ impl Output {
                 fill(Target::Place { container: container.clone(), fresh: true })
             }),
             Self::Bytes(bytes) => fill(Target::Bytes(bytes)),
+            // Only then: a peer must not take what broke off for the whole.
+            Self::Peer(mut peer) => {
+                fill(Target::Peer(&mut *peer))?;
+                Ok(peer.end().map_err(Refusal::io("the connection", "end it"))?)
+            }
             Self::Null => fill(Target::Null),
         }
     }
@@ -217,8 +216,10 @@ impl Endpoint {
             Self::File(path) => Ok(Box::new(File::open(path).map_err(Refusal::io(path, "open it"))?)),
             Self::Null => Ok(Box::new(io::empty())),
             Self::Stdout => Err(StreamFailure::Unsupported { what: "reading from stdout:".into() }.into()),
-            // The one place where connections are to be opened for reading.
-            Self::Tcp { .. } | Self::Unix(_) | Self::Http(_) => Err(self.not_connected()),
+            Self::Peer(Address::Http(_)) => {
+                Err(StreamFailure::Unsupported { what: "fetching a disk over HTTP".into() }.into())
+            }
+            Self::Peer(_) => Ok(Box::new(self.connect(&ConnectOptions::default())?)),
         }
     }
 
@@ -226,20 +227,35 @@ impl Endpoint {
     ///
     /// # Errors
     /// What cannot be opened, or not be written.
-    pub(crate) fn open_output(&self) -> Result<Output, CommandError> {
+    pub(crate) fn open_output(&self, options: &ConnectOptions) -> Result<Output, CommandError> {
         match self {
             Self::Stdout => output_of(descriptor::take(1)?, "stdout:"),
             Self::Descriptor(number) => output_of(descriptor::take(*number)?, &format!("fd://{number}")),
             Self::File(path) => open_path(path),
             Self::Null => Ok(Output::Null),
             Self::Stdin => Err(StreamFailure::Unsupported { what: "writing to stdin:".into() }.into()),
-            // The one place where connections are to be opened for writing.
-            Self::Tcp { .. } | Self::Unix(_) | Self::Http(_) => Err(self.not_connected()),
+            Self::Peer(_) => Ok(Output::Peer(Box::new(self.connect(options)?))),
         }
     }
 
-    fn not_connected(&self) -> CommandError {
-        StreamFailure::Unsupported { what: format!("{self:?}: connections (not yet wired)") }.into()
+    /// Opens it both ways.
+    ///
+    /// # Errors
+    /// What cannot be opened, or goes one way only.
+    pub(crate) fn open_duplex(&self, options: &ConnectOptions) -> Result<Box<dyn Duplex>, CommandError> {
+        match self {
+            Self::Stdin => Ok(Box::new(descriptor::take(0)?)),
+            Self::Descriptor(number) => Ok(Box::new(descriptor::take(*number)?)),
+            Self::Peer(_) => Ok(Box::new(self.connect(options)?)),
+            _ => Err(StreamFailure::Unsupported { what: "speaking NBD with what is no connection".into() }.into()),
+        }
+    }
+
+    fn connect(&self, options: &ConnectOptions) -> Result<Connection, CommandError> {
+        match self {
+            Self::Peer(address) => Ok(Connection::open(address, options)?),
+            _ => Err(StreamFailure::Unsupported { what: "connecting to what is no peer".into() }.into()),
+        }
     }
 }
 
@@ -276,24 +292,25 @@ mod tests {
 
     #[test]
     fn all_schemes_are_understood() {
-        let tcp = |host: &str| Endpoint::Tcp { host: host.into(), port: 80 };
+        let peer = |text: &str| Endpoint::Peer(text.parse().unwrap());
         for (text, endpoint) in [
             ("stdin:", Endpoint::Stdin),
             ("stdout:", Endpoint::Stdout),
             ("null:", Endpoint::Null),
             ("fd://7", Endpoint::Descriptor(7)),
+            ("fd:7", Endpoint::Descriptor(7)),
             ("file:///dev/sda", Endpoint::File("/dev/sda".into())),
             ("file://disk.img", Endpoint::File("disk.img".into())),
             ("disk.img", Endpoint::File("disk.img".into())),
             ("/a:b", Endpoint::File("/a:b".into())),
-            ("unix:///run/s", Endpoint::Unix("/run/s".into())),
-            ("tcp://h:80", tcp("h")),
-            ("tcp://[::1]:80", tcp("::1")),
-            ("https://h/x?y", Endpoint::Http("https://h/x?y".into())),
+            ("unix:///run/s", peer("unix:///run/s")),
+            ("tcp://h:80", peer("tcp://h:80")),
+            ("tcp://[::1]:80", peer("tcp://[::1]:80")),
+            ("https://h/x?y", peer("https://h/x?y")),
         ] {
-            assert_eq!(text.parse(), Ok(endpoint), "{text}");
+            assert_eq!(text.parse::<Endpoint>().unwrap(), endpoint, "{text}");
         }
-        for text in ["", "file://", "fd://x", "fd://-1", "tcp://h", "tcp://:80", "tcp://h:99999", "ftp://h"] {
+        for text in ["", "file://", "fd://x", "fd:", "fd://-1", "tcp://h", "tcp://:80", "tcp://h:99999", "ftp://h"] {
             assert!(text.parse::<Endpoint>().is_err(), "{text}");
         }
     }

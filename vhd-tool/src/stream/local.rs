@@ -81,7 +81,6 @@ impl LocalDisk {
     ///
     /// # Errors
     /// What cannot be opened; a device that is smaller than the disk.
-    #[expect(dead_code, reason = "for what an NBD server tells, once it is asked")]
     pub(crate) fn found(device: &Path, size: ByteCount, find: FindData) -> Result<Self, CommandError> {
         let (data, length) = open_raw(device)?;
         if length < size {

@@ -8,7 +8,7 @@ use crate::cli::Context;
 /// How a transfer is shown, and how members of archives are named.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// The start of the names of archive members, before /NNNNNNNN
+    /// The start of the names of archive members, right before their numbers: `Ref:7/`
     #[arg(long, value_name = "PREFIX", default_value = "")]
     pub(crate) tar_filename_prefix: String,
     /// Show how far the transfer is
@@ -17,9 +17,6 @@ pub(crate) struct Options {
     /// Show it as three digits for each percent (000001002…100), on standard output
     #[arg(long)]
     machine: bool,
-    /// Accepted: the page cache is used nevertheless
-    #[arg(long)]
-    direct: bool,
 }
 
 impl Options {

@@ -1,7 +1,7 @@
 //! A disk as members of an archive: blocks of 1 MiB, each followed by its checksum.
 //!
 //! ```text
-//!   PREFIX/00000000   PREFIX/00000000.checksum   PREFIX/00000007   PREFIX/00000007.checksum   …
+//!   PREFIX00000000   PREFIX00000000.checksum   PREFIX00000007   PREFIX00000007.checksum   …
 //! ```
 //!
 //! The name is the number of the block. Blocks of zeros are left out, but for the first and the last, which tells the
@@ -35,7 +35,7 @@ fn checksum(bytes: &[u8]) -> String {
 
 /// The name of a block.
 fn name(prefix: &str, number: u64) -> String {
-    if prefix.is_empty() { format!("{number:08}") } else { format!("{prefix}/{number:08}") }
+    format!("{prefix}{number:08}")
 }
 
 /// Sends members. It takes all of a disk, in order.
@@ -58,7 +58,7 @@ impl<W: Write> TarWriter<W> {
         if prefix.len() > MOST_PREFIX {
             return Err(CommandError::usage(StreamFailure::Prefix { limit: MOST_PREFIX }));
         }
-        let (out, prefix) = (PlainWriter::new(out), prefix.trim_end_matches('/').into());
+        let (out, prefix) = (PlainWriter::new(out), prefix.into());
         Ok(Self { out, prefix, size, block: Vec::new(), has_data: false, number: 0 })
     }
 

@@ -15,6 +15,7 @@ mod info;
 mod life_cycle;
 mod map;
 mod options;
+mod peers;
 mod program;
 mod read;
 mod read_headers;

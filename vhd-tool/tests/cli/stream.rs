@@ -217,7 +217,7 @@ fn chunks_and_archives_go_both_ways() {
         ((1 << 20) + 7, &[((1 << 20) + 6, 1)]),
     ] {
         raw(at, "disk.img", size, data);
-        for options in ["chunked", "chunked --prezeroed", "tar --tar-filename-prefix Ref:1"] {
+        for options in ["chunked", "chunked --prezeroed", "tar --tar-filename-prefix Ref:1/"] {
             shell(
                 at,
                 &format!(
@@ -235,7 +235,7 @@ fn an_archive_has_the_members_that_importers_expect() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     raw(at, "disk.img", 6 << 20, &[(3 << 20, 5000)]);
-    let script = "$TOOL stream --source disk.img --destination-protocol tar --tar-filename-prefix Ref:1 > a.tar
+    let script = "$TOOL stream --source disk.img --destination-protocol tar --tar-filename-prefix Ref:1/ > a.tar
         tar tf a.tar; tar xf a.tar --force-local
         sha1sum Ref:1/00000003 | cut -c -40 | tr -d '\\n' | cmp - Ref:1/00000003.checksum";
     let listed = String::from_utf8(shell(at, script)).unwrap();

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde::Serialize;
 use vhd_core::{
-    Container, DiskType, FooterOrigin, Header, Image, Layer, LocatorEntry, MAX_LOCATOR_LENGTH, PlatformCode, ReadError,
-    ReadOnly, StorageError, Uuid,
+    Container, DiskType, FooterOrigin, Header, Image, Layer, LocatorEntry, PlatformCode, ReadError, ReadOnly,
+    StorageError, Uuid,
 };
 
 use crate::date::iso_utc;

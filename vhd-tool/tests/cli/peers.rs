@@ -1,0 +1,161 @@
+//! Disks sent to and taken from peers on the network.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::program::{command, refused};
+
+const MIB: u64 = 1 << 20;
+
+/// A `qemu-nbd` that is killed at the end of the test.
+struct QemuNbd(Child);
+
+impl QemuNbd {
+    fn start(image: &Path, socket: &Path) -> Self {
+        let mut command = Command::new("qemu-nbd");
+        command.args(["-t", "-e", "8", "-f", "raw", "-k"]).arg(socket).arg(image);
+        let server = Self(command.spawn().expect("`make setup` installs qemu-nbd"));
+        let start = Instant::now();
+        while UnixStream::connect(socket).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(20), "qemu-nbd does not listen");
+            thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+}
+
+impl Drop for QemuNbd {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A raw disk of 8 MiB, with 64 KiB of data after the first MiB.
+fn sparse(folder: &Path, name: &str) -> PathBuf {
+    let path = folder.join(name);
+    let file = File::create(&path).unwrap();
+    file.set_len(8 * MIB).unwrap();
+    file.write_all_at(&[7; 65536], MIB).unwrap();
+    path
+}
+
+#[test]
+fn a_disk_is_sent_to_an_nbd_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = sparse(folder.path(), "source");
+    for prezeroed in [false, true] {
+        let copy = folder.path().join("copy");
+        std::fs::write(&copy, vec![if prezeroed { 0 } else { 9 }; 8 << 20]).unwrap();
+        let socket = folder.path().join("socket");
+        let _server = QemuNbd::start(&copy, &socket);
+        let endpoint = format!("unix://{}", socket.display());
+        let mut args =
+            vec!["stream", "--source", "source", "--destination", &endpoint, "--destination-protocol", "nbd"];
+        args.extend(prezeroed.then_some("--prezeroed"));
+        command(folder.path(), &args).assert().success();
+        assert!(std::fs::read(&copy).unwrap() == std::fs::read(&source).unwrap(), "prezeroed: {prezeroed}");
+    }
+}
+
+#[test]
+fn a_smaller_nbd_export_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    sparse(folder.path(), "source");
+    let copy = folder.path().join("copy");
+    File::create(&copy).unwrap().set_len(4 * MIB).unwrap();
+    let socket = folder.path().join("socket");
+    let _server = QemuNbd::start(&copy, &socket);
+    let endpoint = format!("unix://{}", socket.display());
+    let args = ["stream", "--source", "source", "--destination", &endpoint, "--destination-protocol", "nbd"];
+    refused(folder.path(), &args, 5, &["4194304", "8388608"]);
+}
+
+#[test]
+fn what_an_nbd_server_calls_data_is_read_from_the_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let _server = QemuNbd::start(&sparse(folder.path(), "map"), &socket);
+    std::fs::write(folder.path().join("device"), vec![5; 8 << 20]).unwrap();
+    let source = format!("device:{}::{}", socket.display(), 8 * MIB);
+    let format = ["--source-format", "nbdhybrid", "--destination", "copy"];
+    command(folder.path(), &[&["stream", "--source", &source][..], &format].concat()).assert().success();
+    let mut expected = vec![0; 8 << 20];
+    expected[1 << 20..][..65536].fill(5);
+    assert!(std::fs::read(folder.path().join("copy")).unwrap() == expected);
+}
+
+#[test]
+fn an_nbd_client_writes_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = sparse(folder.path(), "source");
+    let socket = folder.path().join("socket");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let uri = format!("nbd+unix:///any?socket={}", socket.display());
+    let mut client = Command::new("timeout");
+    client.args(["60", "qemu-img", "convert", "-n", "-f", "raw", "-O", "raw"]).arg(&source).arg(uri);
+    let mut client = client.spawn().unwrap();
+    let stream = OwnedFd::from(listener.accept().unwrap().0);
+    let mut server = Command::new(env!("CARGO_BIN_EXE_vhd-tool"));
+    server.current_dir(folder.path()).args(["serve", "--source-protocol", "nbd", "--source-fd", "0"]);
+    server.args(["--destination", "copy", "--destination-size", "8388608", "--progress", "--machine"]);
+    let server = server.stdin(Stdio::from(stream)).output().unwrap();
+    assert!(server.status.success(), "{}", String::from_utf8_lossy(&server.stderr));
+    assert!(server.stdout.starts_with(b"000001") && server.stdout.ends_with(b"099100"));
+    assert!(client.wait().unwrap().success());
+    assert!(std::fs::read(folder.path().join("copy")).unwrap() == std::fs::read(source).unwrap());
+}
+
+#[test]
+fn chunks_are_put_to_an_http_server() {
+    let folder = tempfile::tempdir().unwrap();
+    sparse(folder.path(), "source");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://u:p@{}/import_raw_vdi?vdi=1", listener.local_addr().unwrap());
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+        let mut body = Vec::new();
+        stream.read_to_end(&mut body).unwrap();
+        (String::from_utf8(head).unwrap(), body)
+    });
+    let args = ["stream", "--source", "source", "--destination", &endpoint, "--destination-protocol", "chunked"];
+    command(folder.path(), &[&args[..], &["--prezeroed"]].concat()).assert().success();
+    let (head, body) = server.join().unwrap();
+    assert!(
+        head.starts_with("PUT /import_raw_vdi?vdi=1 HTTP/1.1\r\n") && head.contains("\r\nCookie: chunked=true\r\n")
+    );
+    let frame = [&MIB.to_le_bytes()[..], &65536_u32.to_le_bytes(), &[7; 65536], &[0; 12]].concat();
+    assert!(body == frame);
+}
+
+#[test]
+fn a_server_that_refuses_is_an_error_and_no_secret_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    sparse(folder.path(), "source");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://u:SECRET@{}/import_raw_vdi?session_id=SECRET", listener.local_addr().unwrap());
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"HTTP/1.1 401 Unauthorised\r\n\r\n").unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let output = command(folder.path(), &["stream", "--source", "source", "--destination", &endpoint]).assert().code(5);
+    server.join().unwrap();
+    let told = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+    assert!(told.contains("401 Unauthorised") && !told.contains("SECRET"), "{told}");
+}
