@@ -21,6 +21,9 @@ use crate::units::{ByteCount, FileOffset, SECTOR_SIZE};
 pub struct NewImage {
     /// The size of its disk: a multiple of 512, at most 2040 GiB.
     pub size: ByteCount,
+    /// The size that the disk can later be given without moving its tables; where it is smaller than the disk, that of
+    /// the disk.
+    pub room: ByteCount,
     /// The kind of image.
     pub kind: NewKind,
     /// Who it is.
@@ -56,7 +59,7 @@ impl NewImage {
     /// Describes a volume with a new id, made now.
     pub fn new(size: ByteCount, kind: NewKind) -> Self {
         let (unique_id, timestamp) = (Uuid::new_v4(), Timestamp::now());
-        Self { size, kind, unique_id, timestamp, hidden: false, key_hash: None }
+        Self { size, room: ByteCount(0), kind, unique_id, timestamp, hidden: false, key_hash: None }
     }
 
     /// Describes an empty child, of the size, block size and key of `image`.
@@ -133,6 +136,9 @@ pub fn create(container: &Container, new: &NewImage) -> Result<(), CreateError> 
     if new.size.0 == 0 || new.size > MAX_VIRTUAL_SIZE || !new.size.0.is_multiple_of(SECTOR_SIZE) {
         return Err(CreateError::Size { path: path(), size: new.size });
     }
+    if new.room > MAX_VIRTUAL_SIZE {
+        return Err(CreateError::Size { path: path(), size: new.room });
+    }
     let (disk_type, block_size, parent) = match &new.kind {
         NewKind::Fixed => (DiskType::Fixed, None, None),
         NewKind::Dynamic { block_size } => (DiskType::Dynamic, Some(*block_size), None),
@@ -143,7 +149,7 @@ pub fn create(container: &Container, new: &NewImage) -> Result<(), CreateError> 
     let end = match block_size {
         None => FileOffset(new.size.0),
         Some(block_size) => {
-            check_reach(path, new.size, block_size)?;
+            check_reach(path, new.size.max(new.room), block_size)?;
             container.write_at(&footer.to_bytes(), FileOffset(0))?;
             write_tables(container, new, block_size, parent)?
         }
@@ -174,7 +180,8 @@ fn write_tables(
     parent: Option<&ParentLink>,
 ) -> Result<FileOffset, StorageError> {
     let header_at = FileOffset(0) + FOOTER_SIZE;
-    let entries = u32::try_from(block_size.blocks_for(new.size)).expect("2040 GiB in 4 KiB blocks are fewer than 2^32");
+    let blocks = block_size.blocks_for(new.size.max(new.room));
+    let entries = u32::try_from(blocks).expect("2040 GiB in 4 KiB blocks are fewer than 2^32");
     let mut header = Header::new(header_at + HEADER_SIZE, entries, block_size);
     write_empty_bat(container, header.table_offset(), entries)?;
 
@@ -201,7 +208,7 @@ fn write_tables(
     Ok(at)
 }
 
-fn write_empty_bat(container: &Container, at: FileOffset, entries: u32) -> Result<(), StorageError> {
+pub(crate) fn write_empty_bat(container: &Container, at: FileOffset, entries: u32) -> Result<(), StorageError> {
     const STEP: u32 = 256 * 1024;
     for first in (0..entries).step_by(STEP as usize) {
         let step = vec![crate::format::UNALLOCATED; (entries - first).min(STEP) as usize];

@@ -4,8 +4,16 @@
 //! standard output, so all else goes to standard error. The exit code is the error number of the system that says best what
 //! was wrong, 22 (EINVAL) where none does.
 
+mod coalesce;
+mod create;
 mod failure;
+mod key;
+mod modify;
+mod new_image;
+mod query;
+mod scan;
 mod set;
+mod snapshot;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -36,7 +44,21 @@ pub struct VhdUtil {
 #[derive(Debug, Subcommand)]
 enum Command {
     #[command(args_override_self = true)]
+    Coalesce(coalesce::Args),
+    #[command(args_override_self = true)]
+    Create(create::Args),
+    #[command(args_override_self = true)]
+    Key(key::Args),
+    #[command(args_override_self = true)]
+    Modify(modify::Args),
+    #[command(args_override_self = true)]
+    Query(query::Args),
+    #[command(args_override_self = true)]
+    Scan(scan::Args),
+    #[command(args_override_self = true)]
     Set(set::Args),
+    #[command(args_override_self = true)]
+    Snapshot(snapshot::Args),
 }
 
 /// Runs a command; the name of the program comes first.
@@ -56,7 +78,14 @@ pub(crate) fn run(args: &[OsString]) -> ExitCode {
 
 fn dispatch(command: &Command) -> Result<(), Failure> {
     match command {
+        Command::Coalesce(args) => coalesce::run(args),
+        Command::Create(args) => create::run(args),
+        Command::Key(args) => key::run(args),
+        Command::Modify(args) => modify::run(args),
+        Command::Query(args) => query::run(args),
+        Command::Scan(args) => scan::run(args),
         Command::Set(args) => set::run(args),
+        Command::Snapshot(args) => snapshot::run(args),
     }
 }
 
