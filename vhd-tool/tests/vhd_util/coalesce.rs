@@ -1,7 +1,9 @@
 use std::fs;
 
+use testkit::filesystem::Tmpfs;
 use testkit::golden;
 use vhd_core::check::{self, Severity};
+use vhd_core::{ByteCount, FooterOrigin, Image, Lock, ReadOnly};
 
 use crate::program::{done, files, guest, refused, write};
 
@@ -55,8 +57,8 @@ fn a_smaller_parent_grows() {
     done(here, &["create", "-n", "base.vhd", "-s", "4"]);
     write(here, "base.vhd", 0, &[1; 4096]);
     done(here, &["snapshot", "-n", "child.vhd", "-p", "base.vhd"]);
-    let mut child = vhd_core::Image::open_writable(&here.join("child.vhd")).unwrap();
-    child.set_size(vhd_core::ByteCount(8 << 20), vhd_core::ByteCount(4 << 20)).unwrap();
+    let mut child = Image::open_writable(&here.join("child.vhd")).unwrap();
+    child.set_size(ByteCount(8 << 20), ByteCount(4 << 20)).unwrap();
     child.close().unwrap();
     write(here, "child.vhd", 7 << 20, &[2; 4096]);
     let before = guest(here, "child.vhd");
@@ -98,7 +100,44 @@ fn what_cannot_be_merged_is_refused_and_nothing_changes() {
 fn images_in_use_are_not_merged() {
     let folder = golden::unpack(&["base.vhd", "mid.vhd"]);
     for image in ["base.vhd", "mid.vhd"] {
-        let _open = vhd_core::Image::open_writable(&folder.path().join(image)).unwrap();
+        let _open = Image::open_writable(&folder.path().join(image)).unwrap();
         refused(folder.path(), &["coalesce", "-n", "mid.vhd"], 16);
     }
+}
+
+/// What goes into the holes of blocks that are there, no plan can foresee.
+#[test]
+fn a_disk_that_is_full_in_mid_merge_is_survived() {
+    let disk = Tmpfs::new(ByteCount(48 << 20));
+    let here = disk.path();
+    done(here, &["create", "-n", "base.vhd", "-s", "64"]);
+    (0..14).for_each(|block| write(here, "base.vhd", block << 21, &[1; 4096]));
+    done(here, &["snapshot", "-n", "mid.vhd", "-p", "base.vhd"]);
+    (0..14).for_each(|block| write(here, "mid.vhd", block << 21, &vec![2; 2 << 20]));
+    done(here, &["snapshot", "-n", "leaf.vhd", "-p", "mid.vhd"]);
+    let before = guest(here, "leaf.vhd");
+    refused(here, &["coalesce", "-n", "mid.vhd"], 28);
+    assert_eq!(guest(here, "leaf.vhd"), before);
+    let base: Image<ReadOnly> = Image::open(&here.join("base.vhd"), Lock::None).unwrap();
+    assert_eq!(base.footer_origin(), FooterOrigin::End, "the parent keeps its footer");
+    let report = check::file(&here.join("base.vhd")).unwrap();
+    assert!(report.worst() < Some(Severity::Warning), "{:?}", report.findings());
+
+    let remount = std::process::Command::new("mount").args(["-o", "remount,size=200m"]).arg(here).status();
+    assert!(remount.unwrap().success());
+    assert_eq!(done(here, &["coalesce", "-n", "mid.vhd"]), format!("Coalesced {} sectors", 14 * 4096));
+    assert_eq!([guest(here, "leaf.vhd"), guest(here, "base.vhd")], [before.clone(), before]);
+}
+
+/// What needs new blocks is known before anything is written.
+#[test]
+fn a_disk_that_is_too_full_is_not_even_begun_with() {
+    let disk = Tmpfs::new(ByteCount(16 << 20));
+    let here = disk.path();
+    done(here, &["create", "-n", "base.vhd", "-s", "64"]);
+    done(here, &["snapshot", "-n", "child.vhd", "-p", "base.vhd"]);
+    write(here, "child.vhd", 0, &vec![2; 10 << 20]);
+    let before = files(here);
+    refused(here, &["coalesce", "-n", "child.vhd"], 28);
+    assert_eq!(files(here), before);
 }

@@ -1,6 +1,7 @@
 //! The program under the name `vhd-util`, as xapi's storage manager meets it: a file of tests for each command.
 
 mod coalesce;
+mod crash;
 mod create;
 mod devices;
 mod key;

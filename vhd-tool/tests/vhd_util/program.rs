@@ -25,6 +25,13 @@ pub(crate) fn command(folder: &Path, args: &[&str]) -> Command {
     command
 }
 
+/// The same, for those who start it by other means.
+pub(crate) fn process(folder: &Path, args: &[&str]) -> std::process::Command {
+    let mut command = std::process::Command::new(&LINK.1);
+    command.current_dir(folder).args(args);
+    command
+}
+
 /// Runs it, expects an exit code, and gives standard output and standard error.
 pub(crate) fn ended(folder: &Path, args: &[&str], code: i32) -> (String, String) {
     let output = command(folder, args).assert().code(code).get_output().clone();

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use testkit::golden;
 
-use crate::program::{command, done, ended, refused};
+use crate::program::{done, ended, process, refused};
 
 fn line(name: &str, capacity: u64, size: u64, hidden: u8, parent: &str) -> String {
     format!("vhd={name} capacity={capacity} size={size} hidden={hidden} parent={parent}\n")
@@ -161,7 +161,6 @@ fn a_closed_pipe_is_no_panic() {
     let folder = golden::unpack(&["base.vhd"]);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let mut command = std::process::Command::new(command(folder.path(), &[]).get_program());
-    let output = command.current_dir(folder.path()).args(["scan", "-m", "*.vhd"]).stdout(writer).output().unwrap();
+    let output = process(folder.path(), &["scan", "-m", "*.vhd"]).stdout(writer).output().unwrap();
     assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"));
 }

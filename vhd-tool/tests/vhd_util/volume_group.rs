@@ -1,10 +1,12 @@
-//! Scans of a volume group, with tools that answer as those of LVM do, and plain files for its physical volumes.
+//! Scans of a volume group: a real one, whose volumes are inactive; and one of which tools tell that answer as those of LVM
+//! do, with plain files for its physical volumes. The first needs root and the tools of LVM, and no device mapper.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 use testkit::golden;
+use testkit::loop_device::LoopDevice;
 
 use crate::program::{command, done};
 
@@ -118,4 +120,57 @@ fn a_group_that_is_not_there_is_an_error() {
     let mut command = command(folder.path(), &["scan", "-f", "-m", "VHD-*", "-l", GROUP]);
     command.env("PATH", folder.path()).assert().code(2);
     assert_eq!(done(folder.path(), &["scan", "-f", "-m", "base.vhd"]), BASE.replace("52428800", "50430464"));
+}
+
+/// What the tools of LVM make on a device, without its volumes ever being active.
+#[test]
+fn a_real_group_is_read_where_it_lies() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = LoopDevice::new(&folder.path().join("pv"), 64 << 20);
+    let group = format!("VG_XenStorage-{}", std::process::id());
+    let only = format!("^{}$", device.path.display());
+    let config = format!(
+        "devices {{\n use_devicesfile = 0\n global_filter = [ \"a|{only}|\", \"r|.*|\" ]\n}}\n\
+         backup {{\n backup = 0\n archive = 0\n}}\n"
+    );
+    fs::write(folder.path().join("lvm.conf"), config).unwrap();
+    let lvm = |tool: &str, args: &[&str]| {
+        let mut command = std::process::Command::new(tool);
+        command.env("LVM_SYSTEM_DIR", folder.path()).args(["--yes", "--driverloaded", "n"]).args(args);
+        let output = command.output().expect("the tools of LVM are there (make setup)");
+        assert!(output.status.success(), "{tool}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    lvm("vgcreate", &["--physicalextentsize", "4m", &group, device.path.to_str().unwrap()]);
+    let create = ["--activate", "n", "--zero", "n", "--wipesignatures", "n", "--extents"];
+    lvm("lvcreate", &[&create[..], &["4", "--name", "VHD-leaf", &group]].concat());
+    lvm("lvcreate", &[&create[..], &["1", "--name", "VHD-small", &group]].concat());
+    // The first volume goes on after the second.
+    lvm("lvextend", &["--extents", "5", &format!("{group}/VHD-leaf")]);
+
+    let mut leaf = golden::bytes("sibling.vhd");
+    let footer = leaf.split_off(leaf.len() - 512);
+    leaf.resize((20 << 20) - 512, 0);
+    leaf.extend(&footer);
+    let mut small = golden::bytes("empty-10m.vhd");
+    small.truncate(3072);
+    let physical = fs::OpenOptions::new().write(true).open(&device.path).unwrap();
+    let extent = |number: u64| (1 << 20) + number * (4 << 20);
+    physical.write_all_at(&leaf[..16 << 20], extent(0)).unwrap();
+    physical.write_all_at(&leaf[16 << 20..], extent(5)).unwrap();
+    // Its copy of the footer is all that it has.
+    physical.write_all_at(&small, extent(4)).unwrap();
+    physical.sync_all().unwrap();
+
+    let run = |args: &[&str], code| {
+        let output = command(folder.path(), args).env("LVM_SYSTEM_DIR", folder.path()).assert().code(code);
+        String::from_utf8(output.get_output().stdout.clone()).unwrap()
+    };
+    let lines = "vhd=VHD-leaf capacity=67108864 size=20971520 hidden=0 parent=mid.vhd\n\
+                 vhd=VHD-small capacity=10485760 size=4194304 hidden=0 parent=none\n";
+    assert_eq!(run(&["scan", "-f", "-c", "-m", "VHD-*", "-l", &group], 0), lines);
+    let with_parents = run(&["scan", "-f", "-a", "-c", "-m", "VHD-*", "-l", &group], 0);
+    let missing = "vhd=mid.vhd scan-error=-2 error-message='mid.vhd: no such volume'\n";
+    assert_eq!(with_parents, [lines, missing].concat());
+    assert_eq!(run(&["scan", "-f", "-c", "-m", "LV-*", "-l", &group], 0), "");
+    run(&["scan", "-f", "-c", "-m", "VHD-*", "-l", "none"], 5);
 }
