@@ -16,13 +16,17 @@ use crate::new_file::{Existing, write_new_file};
 use crate::storage::{Container, StorageError};
 use crate::units::{ByteCount, FileOffset, SECTOR_SIZE};
 
+/// The most room to grow that a new image is made with: what xapi's storage manager asks for on volume groups. It is more
+/// than a disk can use.
+const MAX_ROOM: ByteCount = ByteCount(2 << 40);
+
 /// What a new image is to be.
 #[derive(Clone, Debug)]
 pub struct NewImage {
     /// The size of its disk: a multiple of 512, at most 2040 GiB.
     pub size: ByteCount,
     /// The size that the disk can later be given without moving its tables; where it is smaller than the disk, that of
-    /// the disk.
+    /// the disk. At most 2 TiB.
     pub room: ByteCount,
     /// The kind of image.
     pub kind: NewKind,
@@ -81,6 +85,14 @@ pub enum CreateError {
         /// What was asked for.
         size: ByteCount,
     },
+    /// No disk can grow so far.
+    #[error("{}: a disk cannot grow to {room} bytes: at most {MAX_ROOM} can be made room for", path.display())]
+    Room {
+        /// The image.
+        path: PathBuf,
+        /// What was asked for.
+        room: ByteCount,
+    },
     /// Full, the file would be longer than BAT entries reach.
     #[error(
         "{}: with blocks of {block_size} bytes a disk of {size} bytes may need a file of {needed}, \
@@ -136,8 +148,8 @@ pub fn create(container: &Container, new: &NewImage) -> Result<(), CreateError> 
     if new.size.0 == 0 || new.size > MAX_VIRTUAL_SIZE || !new.size.0.is_multiple_of(SECTOR_SIZE) {
         return Err(CreateError::Size { path: path(), size: new.size });
     }
-    if new.room > MAX_VIRTUAL_SIZE {
-        return Err(CreateError::Size { path: path(), size: new.room });
+    if new.room > MAX_ROOM {
+        return Err(CreateError::Room { path: path(), room: new.room });
     }
     let (disk_type, block_size, parent) = match &new.kind {
         NewKind::Fixed => (DiskType::Fixed, None, None),
@@ -149,7 +161,7 @@ pub fn create(container: &Container, new: &NewImage) -> Result<(), CreateError> 
     let end = match block_size {
         None => FileOffset(new.size.0),
         Some(block_size) => {
-            check_reach(path, new.size.max(new.room), block_size)?;
+            check_reach(path, new.size, block_size)?;
             container.write_at(&footer.to_bytes(), FileOffset(0))?;
             write_tables(container, new, block_size, parent)?
         }

@@ -54,7 +54,7 @@ fn leaf(here: &Path) -> String {
             .args(["repair", "leaf.vhd"])
             .current_dir(here)
             .output()
-            .unwrap();
+            .expect("the program can be started");
         assert!(repaired.status.success(), "{}", String::from_utf8_lossy(&repaired.stderr));
     }
     Chain::open(&here.join("leaf.vhd"), &ChainOptions::default()).expect("the parent is there");

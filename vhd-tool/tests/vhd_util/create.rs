@@ -2,9 +2,10 @@ use std::fs;
 use std::path::Path;
 
 use testkit::{golden, pattern};
+use vhd_core::check::{self, Severity};
 use vhd_core::{ChainOptions, DiskType, Image, Lock, ReadOnly, Sector, SectorCount, SectorRange, Volume};
 
-use crate::program::{done, files, refused};
+use crate::program::{done, files, guest, refused, write};
 
 fn open(path: &Path) -> Image<ReadOnly> {
     Image::open(path, Lock::None).expect("the image opens")
@@ -73,7 +74,7 @@ fn what_no_disk_can_be_is_refused_and_nothing_is_replaced() {
     for size in ["0", "2088961", too_many.as_str(), "-1", "x", "1.5"] {
         refused(folder.path(), &["create", "-n", "fixed-4m.vhd", "-s", size], 22);
     }
-    refused(folder.path(), &["create", "-n", "fixed-4m.vhd", "-s", "4", "-S", "2088961"], 22);
+    refused(folder.path(), &["create", "-n", "fixed-4m.vhd", "-s", "4", "-S", "2097153"], 22);
     refused(folder.path(), &["create", "-n", "fixed-4m.vhd"], 22);
     refused(folder.path(), &["create", "-s", "4"], 22);
     refused(folder.path(), &["create", "-n", "none/a.vhd", "-s", "4"], 2);
@@ -98,4 +99,23 @@ fn an_image_in_use_is_not_replaced() {
     let _open = Image::open_writable(&folder.path().join("fixed-4m.vhd")).unwrap();
     refused(folder.path(), &["create", "-n", "fixed-4m.vhd", "-s", "4"], 16);
     assert_eq!(files(folder.path()), before);
+}
+
+/// On volume groups the storage manager asks for tables that reach 2 TiB, more than a disk can have.
+#[test]
+fn room_is_made_for_as_much_as_the_storage_manager_asks_for() {
+    let folder = tempfile::tempdir().unwrap();
+    done(folder.path(), &["create", "--debug", "-n", "a.vhd", "-s", "10", "-S", "2097152"]);
+    let tables = 1536 + (4 << 20) + 512 + (128 << 10);
+    assert_eq!(done(folder.path(), &["query", "-vsS", "-n", "a.vhd"]), format!("10\n{}\n2097152\n", tables + 512));
+    write(folder.path(), "a.vhd", 0, &[1; 512]);
+    done(folder.path(), &["snapshot", "--debug", "-n", "b.vhd", "-p", "a.vhd", "-S", "2097152"]);
+    write(folder.path(), "b.vhd", 4 << 20, &[2; 512]);
+    assert_eq!(done(folder.path(), &["coalesce", "--debug", "-n", "b.vhd"]), "Coalesced 1 sectors");
+    done(folder.path(), &["modify", "--debug", "-z", "-n", "b.vhd"]);
+    assert_eq!(guest(folder.path(), "b.vhd"), guest(folder.path(), "a.vhd"));
+    for image in ["a.vhd", "b.vhd"] {
+        let report = check::file(&folder.path().join(image)).unwrap();
+        assert!(report.worst() < Some(Severity::Warning), "{:?}", report.findings());
+    }
 }

@@ -13,9 +13,9 @@ const MIB: u64 = 1 << 20;
 
 /// A device by the name of a volume in the folder `group`.
 fn volume(folder: &Path, name: &str, size: u64) -> LoopDevice {
-    fs::create_dir_all(folder.join("group")).unwrap();
+    fs::create_dir_all(folder.join("group")).expect("the folder is writable");
     let device = LoopDevice::new(&folder.join(format!("{name}.disk")), size);
-    symlink(&device.path, folder.join("group").join(name)).unwrap();
+    symlink(&device.path, folder.join("group").join(name)).expect("the folder is writable");
     device
 }
 

@@ -7,7 +7,7 @@ use crate::program::{done, guest, write};
 
 /// A snapshot as the storage manager takes one: the file gets another name, and two children.
 fn snapshot(here: &Path, volume: &str, base: &str, snapshot: &str) {
-    fs::rename(here.join(volume), here.join(base)).unwrap();
+    fs::rename(here.join(volume), here.join(base)).expect("the file is there");
     for child in [volume, snapshot] {
         done(here, &["snapshot", "--debug", "-n", child, "-p", base]);
     }
@@ -20,7 +20,7 @@ fn merge(here: &Path, node: &str, parent: &str, children: &[&str]) -> String {
     for child in children {
         done(here, &["modify", "--debug", "-p", parent, "-n", child]);
     }
-    fs::remove_file(here.join(node)).unwrap();
+    fs::remove_file(here.join(node)).expect("the file is there");
     answer
 }
 

@@ -8,7 +8,7 @@ use vhd_core::{Image, Lock, ReadOnly};
 use crate::program::{done, files, guest, refused, write};
 
 fn is_sound(path: &Path) {
-    let report = check::file(path).unwrap();
+    let report = check::file(path).expect("the image can be checked");
     assert!(report.worst() < Some(Severity::Warning), "{:?}", report.findings());
 }
 

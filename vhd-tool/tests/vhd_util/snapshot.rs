@@ -11,7 +11,7 @@ fn open(folder: &Path, name: &str) -> Image<ReadOnly> {
 }
 
 fn parent_of(folder: &Path, name: &str) -> String {
-    done(folder, &["query", "-p", "-n", name]).rsplit('/').next().unwrap().trim_end().to_owned()
+    done(folder, &["query", "-p", "-n", name]).rsplit('/').next().expect("a path has a name").trim_end().to_owned()
 }
 
 #[test]

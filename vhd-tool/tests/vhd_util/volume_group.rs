@@ -21,15 +21,15 @@ fn tool(folder: &Path, name: &str, fields: &str, answer: &str) {
          cat <<'END'\n{answer}END\n"
     );
     let path = folder.join(name);
-    fs::write(&path, script).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&path, script).expect("the folder is writable");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("the folder is writable");
 }
 
 const GROUP: &str = "VG_XenStorage-1";
 
 /// A group of two physical volumes: an image in two segments, its parent as an active device, one that is striped.
 fn group(folder: &Path) {
-    fs::create_dir(folder.join("bin")).unwrap();
+    fs::create_dir(folder.join("bin")).expect("the folder is writable");
     let pv = |name: &str| folder.join(name).display().to_string();
     let (a, b) = (pv("pv-a"), pv("pv-b"));
     let leaf = {
@@ -43,13 +43,13 @@ fn group(folder: &Path) {
     };
     let (first, second) = leaf.split_at(9 * EXTENT);
     for (path, at, bytes) in [(&a, 3, first), (&b, 1, second)] {
-        let file = File::create(path).unwrap();
-        file.write_all_at(bytes, (START + at * EXTENT) as u64).unwrap();
-        file.set_len((START + 20 * EXTENT) as u64).unwrap();
+        let file = File::create(path).expect("the folder is writable");
+        file.write_all_at(bytes, (START + at * EXTENT) as u64).expect("the folder is writable");
+        file.set_len((START + 20 * EXTENT) as u64).expect("the folder is writable");
     }
     golden::unpack_into(folder, &["mid.vhd", "base.vhd"]);
     let mib = |count: usize| (count * EXTENT).to_string();
-    let vgs = format!("  {}|{a}|{START}\n  {}|{b}|{START}\n", EXTENT, EXTENT);
+    let vgs = format!("  {EXTENT}|{a}|{START}\n  {EXTENT}|{b}|{START}\n");
     tool(&folder.join("bin"), "vgs", "vg_extent_size,pv_name,pe_start", &vgs);
     let missing = "/dev/VG_XenStorage-1/VHD-none";
     let lvs = format!(
@@ -74,10 +74,10 @@ fn group(folder: &Path) {
 }
 
 fn scan(folder: &Path, args: &[&str], code: i32) -> (String, String) {
-    let path = format!("{}:{}", folder.join("bin").display(), std::env::var("PATH").unwrap());
+    let path = format!("{}:{}", folder.join("bin").display(), std::env::var("PATH").expect("there is a path"));
     let mut command = command(folder, args);
     let output = command.env("PATH", path).assert().code(code).get_output().clone();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let text = |bytes| String::from_utf8(bytes).expect("the program prints UTF-8");
     (text(output.stdout), text(output.stderr))
 }
 
