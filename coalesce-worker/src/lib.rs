@@ -14,6 +14,8 @@
 //!          ├─ merge            units in parallel; checkpoints go into the journal
 //!          ├─ relink the children of the top node, or give the target its name, or the top node another parent
 //!          └─ delete the merged files, once nobody can have them open
+//!
+//!   InPlace::prepare, execute   one image into its parent and nothing else, for those who keep the tree themselves
 //! ```
 
 mod abort;
@@ -27,6 +29,7 @@ mod delete;
 mod error;
 mod finish;
 mod idle;
+mod in_place;
 mod journal;
 mod merge;
 mod metrics;
@@ -61,6 +64,7 @@ pub use daemon::{DaemonError, DaemonOptions, Merging, run_daemon};
 pub use delete::{DeleteError, Deleted};
 pub use error::CoalesceError;
 pub use idle::{IdleError, enter_idle};
+pub use in_place::InPlace;
 pub use merge::{MergeError, MergeOptions, Moved};
 pub use metrics::{RrdFile, prometheus_text, write_prometheus};
 pub use notify::{LifeCycle, notify};

@@ -33,6 +33,20 @@ pub enum ParentPlaces {
     Anywhere,
 }
 
+/// Finds where a path leads, without links; but a device keeps the name that it is called by, in a folder without links.
+///
+/// A volume of LVM is a link to a node whose name tells nothing and changes: those that belong to it are found beside the link.
+///
+/// # Errors
+/// What the system answers.
+pub fn real_path(path: &Path) -> io::Result<PathBuf> {
+    let real = path.canonicalize()?;
+    match path.file_name() {
+        Some(name) if real.metadata()?.file_type().is_block_device() => Ok(folder_of(path).canonicalize()?.join(name)),
+        _ => Ok(real),
+    }
+}
+
 /// A file that the gate has let through.
 #[derive(Debug)]
 pub(crate) struct Admitted {
@@ -119,12 +133,11 @@ impl Gate {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(GateError::NotAFile { path });
         }
+        let path = if kind.is_block_device() { real_path(candidate).map_err(failed)? } else { path };
         let file = File::open(&descriptor).map_err(failed)?;
         let identity = FileIdentity::of(&file).map_err(failed)?;
         let storage = FileStorage::new(file).map_err(failed)?;
-        // What a device records is looked up beside the name that it has as a volume.
-        let name = if is_link_to_device { candidate.components().collect() } else { path };
-        Ok(Admitted { container: Container::new(name, Arc::new(storage)), identity })
+        Ok(Admitted { container: Container::new(path, Arc::new(storage)), identity })
     }
 }
 

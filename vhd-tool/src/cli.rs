@@ -1,5 +1,6 @@
 //! The command line as a whole: global options, the list of commands, and exit codes.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -15,6 +16,7 @@ use crate::commands::{
 use crate::error::{CommandError, with_causes};
 use crate::output::{self, Output};
 use crate::progress::Progress;
+use crate::vhd_util;
 
 const AFTER_HELP: &str = "\
 Sizes are bytes, or have a suffix K, M, G or T (powers of 1024): 512K, 64M, 2T.
@@ -107,6 +109,13 @@ enum Command {
     ReadHeadersInterval(read_headers::Args),
     Stream(Box<stream::Args>),
     Serve(Box<serve::Args>),
+    /// Answer as blktap's program of that name, as this one also does when it is called by it
+    #[command(disable_help_flag = true)]
+    VhdUtil {
+        /// A command of it, and its options
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
 }
 
 /// How a command ended that did not fail.
@@ -200,7 +209,10 @@ impl Context {
 }
 
 /// Runs a command, prints its error if it fails, and gives the exit code.
-pub fn run(cli: Cli) -> ExitCode {
+pub(crate) fn run(cli: Cli) -> ExitCode {
+    if let Command::VhdUtil { args } = &cli.command {
+        return vhd_util::run(&[&[OsString::from(vhd_util::NAME)], &args[..]].concat());
+    }
     let context = Context { global: cli.global };
     match dispatch(&cli.command, &context) {
         Ok(status) => status.exit_code().into(),
@@ -236,5 +248,6 @@ fn dispatch(command: &Command, context: &Context) -> Result<Status, CommandError
         Command::ReadHeadersInterval(args) => read_headers::run(args, Listing::Intervals, context),
         Command::Stream(args) => stream::run(args, context),
         Command::Serve(args) => serve::run(args, context),
+        Command::VhdUtil { .. } => unreachable!("it has been answered, with exit codes of its own"),
     }
 }

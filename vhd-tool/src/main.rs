@@ -1,9 +1,7 @@
-//! The program: reads the command line and runs the command.
+//! The program: finds out as which it was called, reads the command line and runs the command.
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    vhd_tool::run(vhd_tool::Cli::parse())
+    vhd_tool::run(std::env::args_os())
 }

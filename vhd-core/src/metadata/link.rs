@@ -1,5 +1,6 @@
 //! Who an image's parent is.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +10,7 @@ use super::MetadataError;
 use crate::bat;
 use crate::block_size::BlockPlace;
 use crate::footer::{DiskType, FOOTER_SIZE, Timestamp};
-use crate::gate::DEVICE_MAPPER;
+use crate::gate::{DEVICE_MAPPER, real_path};
 use crate::header::{HEADER_SIZE, Header, LOCATOR_ENTRIES, ParentRecord};
 use crate::image::{Image, Tables};
 use crate::locator::{self, LocatorEntry, PlatformCode};
@@ -53,15 +54,17 @@ impl ParentLink {
     /// # Errors
     /// A file that cannot be looked at, or a path that a locator cannot hold.
     pub fn new(folder: &Path, parent: &Path, unique_id: Uuid) -> Result<Self, LinkError> {
-        let real = |path: &Path| {
-            let found = std::fs::canonicalize(path);
-            found.map_err(|source| LinkError::Io { path: path.into(), source })
+        let failed = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| LinkError::Io { path, source }
         };
-        let (name, folder, parent) = (parent, real(folder)?, real(parent)?);
+        let folder = folder.canonicalize().map_err(failed(folder))?;
+        let parent = real_path(parent).map_err(failed(parent))?;
         let found = std::fs::metadata(&parent).and_then(|found| Ok((found.modified()?, found.file_type())));
-        let (modified, kind) = found.map_err(|source| LinkError::Io { path: parent.clone(), source })?;
-        let volume = kind.is_block_device().then(|| volume_name(name, &parent)).flatten();
-        let relative = volume.unwrap_or_else(|| locator::relative_path(&folder, &parent));
+        let (modified, kind) = found.map_err(failed(&parent))?;
+        let is_beside = kind.is_block_device() && folder_of(&parent) == folder;
+        let mapped = is_beside.then(|| mapped_name(&parent)).flatten();
+        let relative = mapped.unwrap_or_else(|| locator::relative_path(&folder, &parent));
         Self::to_named(&relative, unique_id, modified.into())
     }
 
@@ -85,17 +88,14 @@ impl ParentLink {
     }
 }
 
-/// The name of a volume of LVM, `device` as it was given: the one in `/dev/mapper`, as blktap writes it, or where there is
-/// none that of the link; `None` for a device that is named by no link.
-fn volume_name(given: &Path, device: &Path) -> Option<PathBuf> {
-    let name = given.file_name().filter(|_| given.is_symlink())?;
-    let group = folder_of(given).file_name().and_then(|group| group.to_str());
-    let mapped = group.zip(name.to_str()).map(|(group, volume)| {
-        // The hyphen separates group and volume, so those within them are doubled.
-        PathBuf::from(format!("{}-{}", group.replace('-', "--"), volume.replace('-', "--")))
-    });
-    let is_there = |mapped: &PathBuf| Path::new(DEVICE_MAPPER).join(mapped).canonicalize().is_ok_and(|it| it == device);
-    Some(mapped.filter(is_there).unwrap_or_else(|| name.into()))
+/// The name in `/dev/mapper` of a volume of LVM, `/dev/GROUP/VOLUME`, as blktap writes it; `None` for what is no such.
+fn mapped_name(volume: &Path) -> Option<PathBuf> {
+    let doubled = |name: &OsStr| Some(name.to_str()?.replace('-', "--"));
+    let (group, name) = (doubled(folder_of(volume).file_name()?)?, doubled(volume.file_name()?)?);
+    // The hyphen separates group and volume, so those within them are doubled.
+    let mapped = PathBuf::from(format!("{group}-{name}"));
+    let leads_to = |path: &Path| path.canonicalize().ok();
+    (leads_to(&Path::new(DEVICE_MAPPER).join(&mapped))? == leads_to(volume)?).then_some(mapped)
 }
 
 /// The change of a header, which is two sectors: what a log must hold to finish one that power failed in.

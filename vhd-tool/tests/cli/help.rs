@@ -8,6 +8,10 @@ fn every_subcommand_has_an_example_that_it_accepts() {
     let mut seen = 0;
     for subcommand in vhd_tool::Cli::command().get_subcommands() {
         let name = subcommand.get_name();
+        if name == "vhd-util" {
+            // The help of another program, which has it that to ask for help is wrong.
+            continue;
+        }
         let help = done(folder.path(), &[name, "--help"]);
         let (_, examples) = help.split_once("Example").unwrap_or_else(|| panic!("{name} has no example: {help}"));
         let prefix = format!("vhd-tool {name} ");

@@ -1,0 +1,110 @@
+//! Answers as blktap's `vhd-util`, which xapi's storage manager runs for whatever it does with images.
+//!
+//! Options, what is printed, its order and the exit codes are that program's; what is done is the engine's. Programs read
+//! standard output, so all else goes to standard error. The exit code is the error number of the system that says best what
+//! was wrong, 22 (EINVAL) where none does.
+
+mod coalesce;
+mod create;
+mod failure;
+mod key;
+mod modify;
+mod new_image;
+mod query;
+mod scan;
+mod set;
+mod snapshot;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+use rustix::io::Errno;
+use vhd_core::{ChainOptions, ParentPlaces};
+
+use crate::output;
+pub(crate) use failure::{Failure, Refused};
+
+/// The name that the program answers to.
+pub(crate) const NAME: &str = "vhd-util";
+
+/// Does one thing to one image, as blktap's program of this name does it
+#[derive(Debug, Parser)]
+#[command(name = NAME, disable_help_subcommand = true, args_override_self = true)]
+pub struct VhdUtil {
+    /// Log more: has no effect, and may stand anywhere
+    #[arg(long, global = true)]
+    debug: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(args_override_self = true)]
+    Coalesce(coalesce::Args),
+    #[command(args_override_self = true)]
+    Create(create::Args),
+    #[command(args_override_self = true)]
+    Key(key::Args),
+    #[command(args_override_self = true)]
+    Modify(modify::Args),
+    #[command(args_override_self = true)]
+    Query(query::Args),
+    #[command(args_override_self = true)]
+    Scan(scan::Args),
+    #[command(args_override_self = true)]
+    Set(set::Args),
+    #[command(args_override_self = true)]
+    Snapshot(snapshot::Args),
+}
+
+/// Runs a command; the name of the program comes first.
+pub(crate) fn run(args: &[OsString]) -> ExitCode {
+    let command = match VhdUtil::try_parse_from(args) {
+        Ok(parsed) => parsed.command,
+        Err(error) => return refused(args, &error),
+    };
+    match dispatch(&command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output::to_stderr(&format!("{NAME}: {failure}"));
+            failure.exit_code()
+        }
+    }
+}
+
+fn dispatch(command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Coalesce(args) => coalesce::run(args),
+        Command::Create(args) => create::run(args),
+        Command::Key(args) => key::run(args),
+        Command::Modify(args) => modify::run(args),
+        Command::Query(args) => query::run(args),
+        Command::Scan(args) => scan::run(args),
+        Command::Set(args) => set::run(args),
+        Command::Snapshot(args) => snapshot::run(args),
+    }
+}
+
+/// Prints help, or what is wrong with the command line; only some commands take a wish for help for no error.
+fn refused(args: &[OsString], error: &clap::Error) -> ExitCode {
+    // Where nobody listens any more, there is nobody to tell.
+    let _ = error.print();
+    let answers_help = ["snapshot", "query", "scan", "check", "key"];
+    let is_help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    if is_help && args.iter().any(|arg| answers_help.iter().any(|command| arg == command)) {
+        ExitCode::SUCCESS
+    } else {
+        failure::exit_code(Errno::INVAL)
+    }
+}
+
+/// Which parents an image may have. A volume of LVM has them among the host's devices, a file in its own folder.
+fn chain_options(image: &Path) -> ChainOptions {
+    let on_device = image.canonicalize().is_ok_and(|real| real.starts_with("/dev") && !real.starts_with("/dev/shm"));
+    let roots = if on_device { vec!["/dev".into()] } else { Vec::new() };
+    ChainOptions { parents: ParentPlaces::Within(roots), ..ChainOptions::default() }
+}

@@ -1,0 +1,39 @@
+//! `set`: a field of the image.
+
+use std::path::PathBuf;
+
+use vhd_core::Image;
+
+use super::Failure;
+
+/// Set a field of an image
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The image
+    #[arg(short)]
+    name: PathBuf,
+    /// The field
+    #[arg(short)]
+    field: Field,
+    /// Its value, 0 to 255
+    #[arg(short)]
+    value: u8,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Field {
+    /// 0: a volume; 1: an inner node of a chain
+    Hidden,
+    /// A byte that means something to whoever set it
+    Marker,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let mut image = Image::open_writable(&args.name)?;
+    match args.field {
+        Field::Hidden => image.set_hidden(args.value != 0)?,
+        Field::Marker => image.set_marker(args.value)?,
+    }
+    image.close()?;
+    Ok(())
+}
