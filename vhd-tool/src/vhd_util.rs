@@ -4,7 +4,14 @@
 //! standard output, so all else goes to standard error. The exit code is the error number of the system that says best what
 //! was wrong, 22 (EINVAL) where none does.
 
+mod check;
+mod copy;
 mod failure;
+mod fill;
+mod read;
+mod repair;
+mod resize;
+mod revert;
 mod set;
 
 use std::ffi::OsString;
@@ -36,6 +43,20 @@ pub struct VhdUtil {
 #[derive(Debug, Subcommand)]
 enum Command {
     #[command(args_override_self = true)]
+    Check(check::Args),
+    #[command(args_override_self = true)]
+    Copy(copy::Args),
+    #[command(args_override_self = true)]
+    Fill(fill::Args),
+    #[command(args_override_self = true)]
+    Read(read::Args),
+    #[command(args_override_self = true)]
+    Repair(repair::Args),
+    #[command(args_override_self = true)]
+    Resize(resize::Args),
+    #[command(args_override_self = true)]
+    Revert(revert::Args),
+    #[command(args_override_self = true)]
     Set(set::Args),
 }
 
@@ -56,6 +77,13 @@ pub(crate) fn run(args: &[OsString]) -> ExitCode {
 
 fn dispatch(command: &Command) -> Result<(), Failure> {
     match command {
+        Command::Check(args) => check::run(args),
+        Command::Copy(args) => copy::run(args),
+        Command::Fill(args) => fill::run(args),
+        Command::Read(args) => read::run(args),
+        Command::Repair(args) => repair::run(args),
+        Command::Resize(args) => resize::run(args),
+        Command::Revert(args) => revert::run(args),
         Command::Set(args) => set::run(args),
     }
 }

@@ -47,12 +47,7 @@ impl Image<ReadWrite> {
         }
     }
 
-    fn change_under(
-        &mut self,
-        journal: &Journal,
-        size: ByteCount,
-        parent_size: ByteCount,
-    ) -> Result<(), RepairError> {
+    fn change_under(&mut self, journal: &Journal, size: ByteCount, parent_size: ByteCount) -> Result<(), RepairError> {
         self.mark_poisoned(true)?;
         self.set_size(size, parent_size)?;
         self.settle().map_err(MetadataError::from)?;

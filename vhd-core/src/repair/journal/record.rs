@@ -9,7 +9,7 @@ use crc::{CRC_32_ISO_HDLC, Crc};
 use uuid::Uuid;
 
 use super::{
-    BAT, BATMAP, BATMAP_HEADER, COOKIE, DATA, ENDED, ENDED_AT, END_FOOTER, ENTRY, ENTRY_COOKIE, FIRST_FOOTER, HEAD,
+    BAT, BATMAP, BATMAP_HEADER, COOKIE, DATA, END_FOOTER, ENDED, ENDED_AT, ENTRY, ENTRY_COOKIE, FIRST_FOOTER, HEAD,
     HEADER, Journal, LOCATOR, STEP,
 };
 use crate::bat;
@@ -167,11 +167,7 @@ fn pieces(image: &Image<ReadWrite>, size: ByteCount) -> Result<(FileOffset, Vec<
 }
 
 /// Lists the blocks that the disk, when it grows, finds beyond its end, the last one that it has among them: it zeroes there.
-fn leftover_pieces(
-    image: &Image<ReadWrite>,
-    tables: &Tables,
-    size: ByteCount,
-) -> Result<Vec<Piece>, RepairError> {
+fn leftover_pieces(image: &Image<ReadWrite>, tables: &Tables, size: ByteCount) -> Result<Vec<Piece>, RepairError> {
     let block_size = tables.header.block_size();
     let first = image.sectors().0 / block_size.sectors().0;
     let [first, end] = [first, block_size.blocks_for(size)].map(|block| block.min(u64::from(tables.bat.entries())));
