@@ -13,8 +13,8 @@ test: setup ## every test, and a smoke run of every benchmark
 	@awk '/^test result:/ { passed += $$4; failed += $$6 } END { print passed " passed, " failed " failed" }' target/test.log
 
 setup: $(PYTHON) ## peers that the tests compare with; as root, from the package registries
-	@missing=(); for tool in qemu-img qemu-io strace mkfs.ext4 filefrag mkfs.xfs mkfs.btrfs; do command -v $$tool >/dev/null || missing+=($$tool); done; \
-	if (( $${#missing[@]} )); then apt-get update -qq && apt-get install -y -qq qemu-utils strace e2fsprogs xfsprogs btrfs-progs; fi
+	@missing=(); for tool in qemu-img qemu-io strace mkfs.ext4 filefrag mkfs.xfs mkfs.btrfs lvs; do command -v $$tool >/dev/null || missing+=($$tool); done; \
+	if (( $${#missing[@]} )); then apt-get update -qq && apt-get install -y -qq qemu-utils strace e2fsprogs xfsprogs btrfs-progs lvm2; fi
 
 $(PYTHON):
 	python3 -m venv target/test-python || { apt-get update -qq && apt-get install -y -qq python3-venv && python3 -m venv target/test-python; }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uuid::Uuid;
-use vhd_core::{ByteCount, FileError, FileStorage, Image, Layer, Sector};
+use vhd_core::{ByteCount, FileError, FileStorage, Image, Layer, Sector, real_path};
 
 use crate::abort::Abort;
 use crate::error::CoalesceError;
@@ -102,12 +102,12 @@ impl<'a> Coalesce<'a> {
     /// # Errors
     /// As [`prepare`](Self::prepare), and the abort.
     pub fn prepare_until(repository: &'a Repository, request: &Request, abort: &Abort) -> Result<Self, CoalesceError> {
-        let node = request.node.canonicalize().map_err(FileError::when(&request.node, "open it"))?;
+        let node = real_path(&request.node).map_err(FileError::when(&request.node, "open it"))?;
         let structure = repository.lock_structure_until(abort)?;
-        let found = Run::open(repository, &node, request)?;
+        let found = Run::open(repository.options(), &node, request)?;
         let locked = found.lock()?;
         // What was found before the locks may have been replaced since.
-        let run = Run::open(repository, &node, request)?;
+        let run = Run::open(repository.options(), &node, request)?;
         if run.paths() != found.paths() {
             return Err(CoalesceError::Changed { node });
         }
@@ -271,7 +271,7 @@ impl Moving<'_> {
                 before: self.run.target(),
                 options: self.options,
                 moved_before: moved.data,
-                yield_note: &yield_note,
+                yield_note: Some(&yield_note),
             };
             let step = merge.run(&mut |sector| journal.append(&Record::Checkpoint { sector: sector.0 }))?;
             moved.data = step.data;

@@ -96,7 +96,7 @@ pub(crate) struct Merge<'a> {
     /// Data that has been moved before these.
     pub(crate) moved_before: ByteCount,
     /// While this file exists, somebody waits for the merge to stop.
-    pub(crate) yield_note: &'a Path,
+    pub(crate) yield_note: Option<&'a Path>,
 }
 
 impl Merge<'_> {

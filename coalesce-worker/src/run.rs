@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uuid::Uuid;
-use vhd_core::{ByteCount, FileError, FileStorage, Files, Folder, Image, Layer, Lock, StorageError, folder_of};
+use vhd_core::{
+    ByteCount, ChainOptions, FileError, FileStorage, Files, Folder, Image, Layer, Lock, StorageError, folder_of,
+    real_path,
+};
 
 use crate::abort::Abort;
 use crate::coalesce::Request;
@@ -30,12 +33,12 @@ pub(crate) struct Run {
 
 impl Run {
     /// Opens the node, whose path has no links in it, and its ancestors down to the one that the request names.
-    pub(crate) fn open(repository: &Repository, node: &Path, request: &Request) -> Result<Self, CoalesceError> {
+    pub(crate) fn open(options: &ChainOptions, node: &Path, request: &Request) -> Result<Self, CoalesceError> {
         let top = Image::open(node, Lock::None)?;
-        let parents = repository.options().open_parents(&top, node)?;
+        let parents = options.open_parents(&top, node)?;
         let mut parents =
             parents.ok_or_else(|| CoalesceError::NoParent { node: node.into() })?.into_layers().into_iter();
-        let real = |into: &PathBuf| into.canonicalize().map_err(FileError::when(into, "open it"));
+        let real = |into: &PathBuf| real_path(into).map_err(FileError::when(into, "open it"));
         let into = request.into.as_ref().map(real).transpose()?;
         let mut layers = vec![Layer::Vhd(Box::new(top))];
         loop {
@@ -127,12 +130,17 @@ impl Run {
         })
     }
 
-    /// Locks all of its images against everybody else that writes to them or makes children of them.
-    pub(crate) fn lock(&self) -> Result<LockedRun, CoalesceError> {
-        let target = match self.target() {
+    /// Opens its target for writing, and locks it.
+    pub(crate) fn open_target(&self) -> Result<Target, CoalesceError> {
+        Ok(match self.target() {
             Layer::Vhd(image) => Target::open_vhd(image.path())?,
             Layer::Raw(disk) => Target::open_raw(disk.container().path())?,
-        };
+        })
+    }
+
+    /// Locks all of its images against everybody else that writes to them or makes children of them.
+    pub(crate) fn lock(&self) -> Result<LockedRun, CoalesceError> {
+        let target = self.open_target()?;
         let lock = |layer: &Layer| lock_source(layer.path()).map(Arc::new);
         let sources = self.sources().iter().map(lock).collect::<Result<_, _>>()?;
         Ok(LockedRun { target, sources })

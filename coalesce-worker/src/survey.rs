@@ -253,7 +253,7 @@ fn plan_one(
     abort.check().map_err(MergeError::Aborted)?;
     let (node, into) = (&choice.images[0], &choice.images[choice.images.len() - 1]);
     let request = Request { node: node.clone(), into: Some(into.clone()), direction, keep: false };
-    let run = Run::open(repository, node, &request)?;
+    let run = Run::open(repository.options(), node, &request)?;
     let plan = run.plan(abort)?;
     let fits_in_steps = can_release(&run, direction) && fitting(plan.units(), &plan, run.target().path()).is_ok();
     Ok(PlannedRun {

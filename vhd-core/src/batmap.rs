@@ -159,6 +159,15 @@ impl Batmap {
         self.raw.key_hash = key.map_or([0; 32], |key| key.hash);
     }
 
+    pub(crate) fn set_marker(&mut self, marker: u8) {
+        self.raw.marker = marker;
+    }
+
+    /// Writes the header: all but the map. Not synced.
+    pub(crate) fn write_header(&self, container: &Container) -> Result<(), StorageError> {
+        container.write_at(&self.to_bytes(), self.header_at)
+    }
+
     /// The file range of header and map.
     pub(crate) fn region(&self) -> std::ops::Range<FileOffset> {
         self.header_at..self.map_offset() + self.map_size()

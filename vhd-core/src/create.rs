@@ -16,11 +16,18 @@ use crate::new_file::{Existing, write_new_file};
 use crate::storage::{Container, StorageError};
 use crate::units::{ByteCount, FileOffset, SECTOR_SIZE};
 
+/// The most room to grow that a new image is made with: what xapi's storage manager asks for on volume groups. It is more
+/// than a disk can use.
+const MAX_ROOM: ByteCount = ByteCount(2 << 40);
+
 /// What a new image is to be.
 #[derive(Clone, Debug)]
 pub struct NewImage {
     /// The size of its disk: a multiple of 512, at most 2040 GiB.
     pub size: ByteCount,
+    /// The size that the disk can later be given without moving its tables; where it is smaller than the disk, that of
+    /// the disk. At most 2 TiB.
+    pub room: ByteCount,
     /// The kind of image.
     pub kind: NewKind,
     /// Who it is.
@@ -56,7 +63,7 @@ impl NewImage {
     /// Describes a volume with a new id, made now.
     pub fn new(size: ByteCount, kind: NewKind) -> Self {
         let (unique_id, timestamp) = (Uuid::new_v4(), Timestamp::now());
-        Self { size, kind, unique_id, timestamp, hidden: false, key_hash: None }
+        Self { size, room: ByteCount(0), kind, unique_id, timestamp, hidden: false, key_hash: None }
     }
 
     /// Describes an empty child, of the size, block size and key of `image`.
@@ -77,6 +84,14 @@ pub enum CreateError {
         path: PathBuf,
         /// What was asked for.
         size: ByteCount,
+    },
+    /// No disk can grow so far.
+    #[error("{}: a disk cannot grow to {room} bytes: at most {MAX_ROOM} can be made room for", path.display())]
+    Room {
+        /// The image.
+        path: PathBuf,
+        /// What was asked for.
+        room: ByteCount,
     },
     /// Full, the file would be longer than BAT entries reach.
     #[error(
@@ -133,6 +148,9 @@ pub fn create(container: &Container, new: &NewImage) -> Result<(), CreateError> 
     if new.size.0 == 0 || new.size > MAX_VIRTUAL_SIZE || !new.size.0.is_multiple_of(SECTOR_SIZE) {
         return Err(CreateError::Size { path: path(), size: new.size });
     }
+    if new.room > MAX_ROOM {
+        return Err(CreateError::Room { path: path(), room: new.room });
+    }
     let (disk_type, block_size, parent) = match &new.kind {
         NewKind::Fixed => (DiskType::Fixed, None, None),
         NewKind::Dynamic { block_size } => (DiskType::Dynamic, Some(*block_size), None),
@@ -174,7 +192,8 @@ fn write_tables(
     parent: Option<&ParentLink>,
 ) -> Result<FileOffset, StorageError> {
     let header_at = FileOffset(0) + FOOTER_SIZE;
-    let entries = u32::try_from(block_size.blocks_for(new.size)).expect("2040 GiB in 4 KiB blocks are fewer than 2^32");
+    let blocks = block_size.blocks_for(new.size.max(new.room));
+    let entries = u32::try_from(blocks).expect("2040 GiB in 4 KiB blocks are fewer than 2^32");
     let mut header = Header::new(header_at + HEADER_SIZE, entries, block_size);
     write_empty_bat(container, header.table_offset(), entries)?;
 
@@ -201,7 +220,7 @@ fn write_tables(
     Ok(at)
 }
 
-fn write_empty_bat(container: &Container, at: FileOffset, entries: u32) -> Result<(), StorageError> {
+pub(crate) fn write_empty_bat(container: &Container, at: FileOffset, entries: u32) -> Result<(), StorageError> {
     const STEP: u32 = 256 * 1024;
     for first in (0..entries).step_by(STEP as usize) {
         let step = vec![crate::format::UNALLOCATED; (entries - first).min(STEP) as usize];

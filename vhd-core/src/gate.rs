@@ -16,6 +16,7 @@ use rustix::fs::OFlags;
 
 use crate::header::Header;
 use crate::locator::{self, MAX_LOCATOR_LENGTH};
+use crate::new_file::folder_of;
 pub(crate) use crate::storage::FileIdentity;
 use crate::storage::{Container, FileStorage, StorageError};
 
@@ -26,6 +27,20 @@ pub enum ParentPlaces {
     Within(Vec<PathBuf>),
     /// Anywhere that the process can read.
     Anywhere,
+}
+
+/// Finds where a path leads, without links; but a device keeps the name that it is called by, in a folder without links.
+///
+/// A volume of LVM is a link to a node whose name tells nothing and changes: those that belong to it are found beside the link.
+///
+/// # Errors
+/// What the system answers.
+pub fn real_path(path: &Path) -> io::Result<PathBuf> {
+    let real = path.canonicalize()?;
+    match path.file_name() {
+        Some(name) if real.metadata()?.file_type().is_block_device() => Ok(folder_of(path).canonicalize()?.join(name)),
+        _ => Ok(real),
+    }
 }
 
 /// A file that the gate has let through.
@@ -96,6 +111,7 @@ impl Gate {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(GateError::NotAFile { path });
         }
+        let path = if kind.is_block_device() { real_path(candidate).map_err(failed)? } else { path };
         let file = File::open(&descriptor).map_err(failed)?;
         let identity = FileIdentity::of(&file).map_err(failed)?;
         let storage = FileStorage::new(file).map_err(failed)?;

@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 
 use crate::batmap::{Batmap, BatmapState};
 use crate::block_size::BlockPlace;
-use crate::footer::{DiskType, Footer};
+use crate::footer::{DiskType, FOOTER_SIZE, Footer};
 use crate::gate;
 use crate::header::Header;
 use crate::new_file::folder_of;
 use crate::resolve::{BlockBits, Extents, Source, resolve_block};
 use crate::storage::{Container, StorageError};
 use crate::units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, SectorRange};
+use crate::write::last_used;
 
 pub(crate) use tables::Tables;
 
@@ -122,6 +123,28 @@ impl<Mode> Image<Mode> {
         match self.header().filter(|_| self.is_differencing()) {
             Some(header) => gate::candidates(&self.container, header, folder_of(self.path())),
             None => Ok(Vec::new()),
+        }
+    }
+
+    /// Lists the paths by which it calls its parent, as they are written in it: most are relative to its own folder.
+    ///
+    /// # Errors
+    /// A locator that cannot be read.
+    pub fn parent_names(&self) -> Result<Vec<PathBuf>, StorageError> {
+        match self.header().filter(|_| self.is_differencing()) {
+            Some(header) => gate::candidates(&self.container, header, Path::new("")),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Where the last table, locator or block ends; of a fixed image, whatever lies before the footer.
+    ///
+    /// # Errors
+    /// A BAT that cannot be read.
+    pub fn used_end(&self) -> Result<FileOffset, StorageError> {
+        match &self.tables {
+            Some(tables) => last_used(&self.container, tables),
+            None => Ok(FileOffset(self.container.len()?.0.saturating_sub(FOOTER_SIZE.0))),
         }
     }
 

@@ -80,7 +80,7 @@ pub use compact::{CompactError, Compaction};
 pub use create::{CreateError, NewImage, NewKind, create, create_file};
 pub use folder::{DamagedFile, Files, Folder, FolderError, Node, NodeId, ParentName};
 pub use footer::{DiskType, FOOTER_SIZE, Footer, FooterError, MAX_VIRTUAL_SIZE, Timestamp};
-pub use gate::{GateError, ParentPlaces};
+pub use gate::{GateError, ParentPlaces, real_path};
 pub use geometry::Geometry;
 pub use header::{HEADER_SIZE, Header, HeaderError};
 pub use image::{BlockFault, FooterOrigin, Image, Layer, OpenError, RawDisk, ReadError, ReadOnly, Region};

@@ -1,8 +1,11 @@
 //! Changing what an image says of itself: hidden, size, parent. The image is used by nobody else meanwhile.
 
+mod clear;
 mod journaled;
 mod leftovers;
 mod link;
+mod marks;
+mod physical;
 mod size;
 
 pub use link::{HeaderChange, LinkError, ParentLink};
@@ -52,6 +55,41 @@ pub enum MetadataError {
     Copy {
         /// The image.
         path: PathBuf,
+    },
+    /// A fixed image has none that could be dropped.
+    #[error("{}: a fixed image, which has no blocks to drop", path.display())]
+    NoBlocks {
+        /// The image.
+        path: PathBuf,
+    },
+    /// What the batmap should hold has no place.
+    #[error("{}: something has overwritten its batmap, which has to be repaired first", path.display())]
+    NoBatmap {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The file is to end where something of the image still lies.
+    #[error("{}: cannot end at {size}: it is in use as far as {used}, whole sectors and the footer come after that", path.display())]
+    InUse {
+        /// The image.
+        path: PathBuf,
+        /// What was asked for.
+        size: ByteCount,
+        /// How far it is in use.
+        used: FileOffset,
+    },
+    /// An attribute of the file cannot be read or written.
+    #[error("{}: cannot {action} the attribute {name}", path.display())]
+    Attribute {
+        /// The image.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The attribute.
+        name: &'static str,
+        /// What the system answered.
+        #[source]
+        source: std::io::Error,
     },
     /// A parent's path cannot be written into an image.
     #[error(transparent)]
@@ -125,7 +163,7 @@ impl Image<ReadWrite> {
     }
 
     /// Writes another footer, at the end first and then at the start, each with a sync.
-    fn rewrite_footers(&mut self, footer: Footer) -> Result<(), MetadataError> {
+    pub(crate) fn rewrite_footers(&mut self, footer: Footer) -> Result<(), MetadataError> {
         self.footer = footer;
         let old = self.write_end_footer()?;
         self.container.sync()?;

@@ -5,14 +5,22 @@
 //! was wrong, 22 (EINVAL) where none does.
 
 mod check;
+mod coalesce;
 mod copy;
+mod create;
 mod failure;
 mod fill;
+mod key;
+mod modify;
+mod new_image;
+mod query;
 mod read;
 mod repair;
 mod resize;
 mod revert;
+mod scan;
 mod set;
+mod snapshot;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -45,9 +53,19 @@ enum Command {
     #[command(args_override_self = true)]
     Check(check::Args),
     #[command(args_override_self = true)]
+    Coalesce(coalesce::Args),
+    #[command(args_override_self = true)]
     Copy(copy::Args),
     #[command(args_override_self = true)]
+    Create(create::Args),
+    #[command(args_override_self = true)]
     Fill(fill::Args),
+    #[command(args_override_self = true)]
+    Key(key::Args),
+    #[command(args_override_self = true)]
+    Modify(modify::Args),
+    #[command(args_override_self = true)]
+    Query(query::Args),
     #[command(args_override_self = true)]
     Read(read::Args),
     #[command(args_override_self = true)]
@@ -57,7 +75,11 @@ enum Command {
     #[command(args_override_self = true)]
     Revert(revert::Args),
     #[command(args_override_self = true)]
+    Scan(scan::Args),
+    #[command(args_override_self = true)]
     Set(set::Args),
+    #[command(args_override_self = true)]
+    Snapshot(snapshot::Args),
 }
 
 /// Runs a command; the name of the program comes first.
@@ -78,13 +100,20 @@ pub(crate) fn run(args: &[OsString]) -> ExitCode {
 fn dispatch(command: &Command) -> Result<(), Failure> {
     match command {
         Command::Check(args) => check::run(args),
+        Command::Coalesce(args) => coalesce::run(args),
         Command::Copy(args) => copy::run(args),
+        Command::Create(args) => create::run(args),
         Command::Fill(args) => fill::run(args),
+        Command::Key(args) => key::run(args),
+        Command::Modify(args) => modify::run(args),
+        Command::Query(args) => query::run(args),
         Command::Read(args) => read::run(args),
         Command::Repair(args) => repair::run(args),
         Command::Resize(args) => resize::run(args),
         Command::Revert(args) => revert::run(args),
+        Command::Scan(args) => scan::run(args),
         Command::Set(args) => set::run(args),
+        Command::Snapshot(args) => snapshot::run(args),
     }
 }
 

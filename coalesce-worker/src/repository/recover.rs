@@ -298,7 +298,7 @@ impl Repository {
     fn target_holds_everything(&self, intent: &MergeIntent) -> Result<bool, CoalesceError> {
         let (node, into) = (self.absolute(&intent.node().path), self.absolute(&intent.target.path));
         let request = Request { node: node.clone(), into: Some(into), direction: intent.direction, keep: intent.keep };
-        let run = match Run::open(self, &node, &request) {
+        let run = match Run::open(self.options(), &node, &request) {
             Err(CoalesceError::NotAnAncestor { .. }) => return Ok(false),
             run => run?,
         };
@@ -318,7 +318,7 @@ impl Repository {
         }
         let into = Some(self.absolute(&oldest.path));
         let request = Request { node: node.clone(), into, direction: Direction::Up, keep: intent.keep };
-        let run = match Run::open(self, &node, &request) {
+        let run = match Run::open(self.options(), &node, &request) {
             Err(CoalesceError::NotAnAncestor { .. }) => return Ok(false),
             run => run?,
         };

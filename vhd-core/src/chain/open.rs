@@ -183,7 +183,7 @@ impl ChainOptions {
             return Ok(None);
         }
         let failed = |source| StorageError::from_open(path, source);
-        let real = path.canonicalize().map_err(failed)?;
+        let real = gate::real_path(path).map_err(failed)?;
         let mut seen = HashSet::from([FileIdentity::at(&real).map_err(failed)?]);
         let gate = Gate::new(&self.parents, folder_of(&real))
             .map_err(|refusal| ChainError::Parent { child: path.into(), tried: vec![refusal.into()] })?;

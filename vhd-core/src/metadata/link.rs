@@ -8,6 +8,7 @@ use super::MetadataError;
 use crate::bat;
 use crate::block_size::BlockPlace;
 use crate::footer::{DiskType, FOOTER_SIZE, Timestamp};
+use crate::gate::real_path;
 use crate::header::{HEADER_SIZE, Header, LOCATOR_ENTRIES, ParentRecord};
 use crate::image::{Image, Tables};
 use crate::locator::{self, LocatorEntry, PlatformCode};
@@ -50,11 +51,12 @@ impl ParentLink {
     /// # Errors
     /// A file that cannot be looked at, or a path that a locator cannot hold.
     pub fn new(folder: &Path, parent: &Path, unique_id: Uuid) -> Result<Self, LinkError> {
-        let real = |path: &Path| {
-            let found = std::fs::canonicalize(path);
-            found.map_err(|source| LinkError::Io { path: path.into(), source })
+        let failed = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| LinkError::Io { path, source }
         };
-        let (folder, parent) = (real(folder)?, real(parent)?);
+        let folder = folder.canonicalize().map_err(failed(folder))?;
+        let parent = real_path(parent).map_err(failed(parent))?;
         let modified = std::fs::metadata(&parent).and_then(|metadata| metadata.modified());
         let modified = modified.map_err(|source| LinkError::Io { path: parent.clone(), source })?;
         Self::to_named(&locator::relative_path(&folder, &parent), unique_id, modified.into())

@@ -36,6 +36,29 @@ fn empty_dynamic_images_are_byte_for_byte_those_of_vhd_util() {
 }
 
 #[test]
+fn room_to_grow_is_laid_out_as_by_vhd_util() {
+    let theirs = golden::bytes("prealloc.vhd");
+    let image = Arc::new(MemoryStorage::new(theirs.clone()));
+    let footer = Image::<ReadOnly>::from_container(Container::new("prealloc.vhd", image)).unwrap().footer().clone();
+    let kind = NewKind::Dynamic { block_size: TWO_MIB };
+    let new = NewImage {
+        unique_id: footer.unique_id(),
+        timestamp: footer.timestamp(),
+        room: ByteCount(4096 << 20),
+        ..NewImage::new(footer.current_size(), kind)
+    };
+    let memory = Arc::new(MemoryStorage::default());
+    create(&Container::new("prealloc.vhd", memory.clone()), &new).unwrap();
+    let ours = memory.to_vec();
+    assert_eq!(ours.len(), 10752 + 512);
+    // The first block has been written to, so its BAT entry differs.
+    assert!(ours[..1536] == theirs[..1536] && ours[1540..10752] == theirs[1540..10752]);
+    let too_large = NewImage { room: ByteCount((2 << 40) + 512), ..new };
+    let refused = create(&Container::new("x", Arc::new(MemoryStorage::default())), &too_large).unwrap_err();
+    assert!(matches!(refused, CreateError::Room { .. }), "{refused}");
+}
+
+#[test]
 fn a_fixed_image_ends_in_the_footer_of_vhd_util() {
     let (ours, theirs) = remake("fixed-4m.vhd", NewKind::Fixed);
     assert_eq!(ours.len(), theirs.len());

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use rustix::io::Errno;
@@ -39,6 +39,11 @@ impl Refused {
     pub(crate) fn image(path: impl Into<PathBuf>, errno: Errno, what: impl Into<String>) -> Self {
         Self::Image { path: path.into(), what: what.into(), errno }
     }
+
+    /// Makes the error of a size, in MiB, that no disk can have.
+    pub(crate) fn size(path: &Path, mebibytes: u64) -> Self {
+        Self::image(path, Errno::INVAL, format!("a disk cannot have {mebibytes} MiB"))
+    }
 }
 
 impl<E: Error + Send + Sync + 'static> From<E> for Failure {
@@ -48,6 +53,11 @@ impl<E: Error + Send + Sync + 'static> From<E> for Failure {
 }
 
 impl Failure {
+    /// An error that is best told by this number.
+    pub(crate) fn with(errno: Errno, error: impl Error + Send + Sync + 'static) -> Self {
+        Self { errno, source: Box::new(error) }
+    }
+
     /// The error number that the program ends with.
     pub(crate) fn errno(&self) -> Errno {
         self.errno
@@ -82,6 +92,9 @@ fn known_errno(error: &(dyn Error + 'static)) -> Option<Errno> {
     }
     if let Some(ChainError::TooDeep { .. }) = error.downcast_ref() {
         return Some(Errno::NOSPC);
+    }
+    if let Some(ChainError::Parent { tried, .. }) = error.downcast_ref() {
+        return tried.first().map(|refusal| errno_of(refusal));
     }
     if let Some(CreateError::Exists { .. }) = error.downcast_ref() {
         return Some(Errno::EXIST);

@@ -24,12 +24,15 @@ pub(super) struct Args {
 enum Field {
     /// 0: a volume; 1: an inner node of a chain
     Hidden,
+    /// A byte that means something to whoever set it
+    Marker,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let mut image = Image::open_writable(&args.name)?;
     match args.field {
         Field::Hidden => image.set_hidden(args.value != 0)?,
+        Field::Marker => image.set_marker(args.value)?,
     }
     image.close()?;
     Ok(())

@@ -9,14 +9,12 @@ use crate::program::{done, ended, files, refused};
 fn unpack(names: &[&str]) -> tempfile::TempDir {
     let folder = golden::unpack(names);
     for name in names {
-        let bytes = fs::read(folder.path().join(name)).unwrap();
         let child = names.iter().find(|child| golden::chain_of(child).get(1).is_some_and(|parent| parent == name));
         let Some(child) = child else { continue };
         let header = fs::read(folder.path().join(child)).unwrap();
         let seconds = u32::from_be_bytes(header[512 + 56..512 + 60].try_into().unwrap());
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(946_684_800 + u64::from(seconds));
         File::options().write(true).open(folder.path().join(name)).unwrap().set_modified(time).unwrap();
-        drop(bytes);
     }
     folder
 }
@@ -84,7 +82,8 @@ fn a_parent_that_has_changed_is_only_told() {
 fn parents_are_checked_too_where_that_is_asked_for() {
     let folder = unpack(&["base.vhd", "mid.vhd", "leaf.vhd"]);
     let all = done(folder.path(), &["check", "-p", "-n", "leaf.vhd"]);
-    assert_eq!(all, "leaf.vhd is valid\n./mid.vhd is valid\n./base.vhd is valid\n".replace("./", ""), "{all}");
+    let valid: Vec<_> = all.lines().map(|line| line.rsplit('/').next().unwrap()).collect();
+    assert_eq!(valid, ["leaf.vhd is valid", "mid.vhd is valid", "base.vhd is valid"]);
     let base = folder.path().join("base.vhd");
     fs::write(&base, golden::bytes("torn-batmap.vhd")).unwrap();
     ended(folder.path(), &["check", "-n", "leaf.vhd"], 0);

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use assert_cmd::Command;
 use tempfile::TempDir;
-use vhd_core::{Chain, ChainOptions, ParentPlaces};
+use vhd_core::{Chain, ChainOptions, ParentPlaces, Sector, SectorRange, Volume};
 
 /// A link to the program that has the name; processes that run tests make one each.
 static LINK: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
@@ -21,6 +21,13 @@ static LINK: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
 /// The program, about to be started in a folder.
 pub(crate) fn command(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(&LINK.1);
+    command.current_dir(folder).args(args);
+    command
+}
+
+/// The same, for those who start it by other means.
+pub(crate) fn process(folder: &Path, args: &[&str]) -> std::process::Command {
+    let mut command = std::process::Command::new(&LINK.1);
     command.current_dir(folder).args(args);
     command
 }
@@ -47,17 +54,25 @@ pub(crate) fn refused(folder: &Path, args: &[&str], code: i32) -> String {
     stderr
 }
 
-/// Writes to a disk, as a guest would, with the program under its own name.
+/// Writes to a disk, as a guest would.
 pub(crate) fn write(folder: &Path, image: &str, offset: u64, bytes: &[u8]) {
-    let offset = offset.to_string();
-    let mut command = assert_cmd::cargo::cargo_bin_cmd!("vhd-tool");
-    command.current_dir(folder).args(["write", image, "--offset", &offset]).write_stdin(bytes).assert().success();
+    let volume = Volume::open(&folder.join(image), &anywhere()).expect("the image opens");
+    let end = (offset + bytes.len() as u64).div_ceil(512);
+    let range = SectorRange::between(Sector(offset / 512), Sector(end));
+    let mut sectors = vec![0; range.count().bytes().0 as usize];
+    volume.read(range, &mut sectors).expect("the image is readable");
+    let within = (offset % 512) as usize;
+    sectors[within..][..bytes.len()].copy_from_slice(bytes);
+    volume.write(range, &sectors).and_then(|()| volume.close()).expect("the image is writable");
+}
+
+fn anywhere() -> ChainOptions {
+    ChainOptions { parents: ParentPlaces::Anywhere, ..ChainOptions::default() }
 }
 
 /// The hash of the whole disk, read with the library.
 pub(crate) fn guest(folder: &Path, image: &str) -> String {
-    let options = ChainOptions { parents: ParentPlaces::Anywhere, ..ChainOptions::default() };
-    let chain = Chain::open(&folder.join(image), &options).expect("the image opens");
+    let chain = Chain::open(&folder.join(image), &anywhere()).expect("the image opens");
     testkit::guest_sha256(&chain).expect("the image is readable")
 }
 

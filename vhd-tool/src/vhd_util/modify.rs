@@ -1,0 +1,77 @@
+//! `modify`: another parent, another end, or nothing left in it.
+
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use vhd_core::{ByteCount, Chain, FileIdentity, Image, Layer, Lock, ParentLink, ReadOnly, ReadWrite, Uuid, folder_of};
+
+use super::{Failure, Refused, chain_options};
+use crate::disk;
+
+/// Change the parent of an image, where it ends, or drop all that it holds
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+pub(super) struct Args {
+    /// The image
+    #[arg(short)]
+    name: PathBuf,
+    /// Its new parent
+    #[arg(short, group = "change")]
+    parent: Option<PathBuf>,
+    /// The new parent is a raw disk
+    #[arg(short = 'm', requires = "parent")]
+    raw: bool,
+    /// The bytes of the file or device that it takes, the footer at their end
+    #[arg(short, value_name = "BYTES", group = "change")]
+    size: Option<u64>,
+    /// Drop all that it holds
+    #[arg(short = 'z', group = "change")]
+    zero: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    if let Some(parent) = &args.parent {
+        let mut image = Image::open_writable(&args.name)?;
+        let link = link(args, &image, parent)?;
+        image.relink(&link)?;
+        image.close()?;
+    }
+    if args.zero {
+        Image::open_writable(&args.name)?.clear()?;
+    }
+    if let Some(size) = args.size {
+        Image::open_writable(&args.name)?.set_physical_size(ByteCount(size))?;
+    }
+    Ok(())
+}
+
+fn link(args: &Args, image: &Image<ReadWrite>, parent: &Path) -> Result<ParentLink, Failure> {
+    let unique_id = if args.raw {
+        disk::open_raw(parent)?;
+        Uuid::nil()
+    } else {
+        let found: Image<ReadOnly> = Image::open(parent, Lock::None)?;
+        if found.footer().current_size() > image.footer().current_size() {
+            return Err(refused(args, "is smaller than its new parent"));
+        }
+        found.footer().unique_id()
+    };
+    check_no_cycle(args, parent)?;
+    Ok(ParentLink::new(folder_of(&args.name), parent, unique_id)?)
+}
+
+/// Refuses a parent that reads through the image. One whose own parents are not there cannot: they would have to be.
+fn check_no_cycle(args: &Args, parent: &Path) -> Result<(), Failure> {
+    let identity = |path: &Path| FileIdentity::at(path).ok();
+    let own = identity(&args.name);
+    let is_own = |path: &Path| own.is_some() && identity(path) == own;
+    let chain = if args.raw { None } else { Chain::open(parent, &chain_options(parent)).ok() };
+    if is_own(parent) || chain.is_some_and(|chain| chain.layers().iter().map(Layer::path).any(is_own)) {
+        return Err(refused(args, "would be its own parent"));
+    }
+    Ok(())
+}
+
+fn refused(args: &Args, what: &str) -> Failure {
+    Refused::image(&args.name, Errno::INVAL, what).into()
+}

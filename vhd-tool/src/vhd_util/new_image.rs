@@ -1,0 +1,42 @@
+//! Putting a new image where a file or a device is.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use vhd_core::{
+    ByteCount, Container, Existing, FileError, FileOffset, FileStorage, Lock, NewImage, NewKind, create, create_file,
+};
+
+use super::Failure;
+
+/// So many MiB in bytes, where there are so many.
+pub(super) fn mebibytes(count: u64) -> Option<ByteCount> {
+    count.checked_mul(1 << 20).map(ByteCount)
+}
+
+/// Writes a new image: on a device in place; otherwise as a file, in the place of one that is there and nobody uses.
+///
+/// # Crash safety
+/// A file has the old content or the new. What a device held is not kept.
+pub(super) fn place(path: &Path, new: &NewImage) -> Result<(), Failure> {
+    // A link stays, and what it leads to is replaced.
+    let Ok(real) = path.canonicalize() else { return Ok(create_file(path, new, Existing::Keep)?) };
+    if !is_device(&real) {
+        let locked = if real.is_file() { Some(FileStorage::open(&real, Lock::Exclusive)) } else { None };
+        let _locked = locked.transpose().map_err(FileError::when(path, "replace it"))?;
+        return Ok(create_file(&real, new, Existing::Replace)?);
+    }
+    let storage = FileStorage::open_writable(path).map_err(FileError::when(path, "open it for writing"))?;
+    let container = Container::new(path, Arc::new(storage));
+    if matches!(new.kind, NewKind::Fixed) && new.size <= container.len()? {
+        // Of a new file this is a hole; here it is what others have left.
+        container.zero_range(FileOffset(0), new.size)?;
+    }
+    Ok(create(&container, new)?)
+}
+
+/// Tells whether a path leads to a block device.
+pub(super) fn is_device(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    path.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device())
+}

@@ -1,0 +1,41 @@
+//! The line of an image.
+
+use std::fmt;
+use std::path::Path;
+
+use super::{Args, Listed};
+use crate::vhd_util::key::hex;
+
+/// An image, to be printed as a line.
+pub(super) struct Line<'a> {
+    pub(super) image: &'a Listed,
+    pub(super) args: &'a Args,
+    /// What is to be said of the parent.
+    pub(super) note: &'static str,
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, line: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |path: &Path| match path.file_name().filter(|_| !self.args.verbose) {
+            Some(name) => name.display().to_string(),
+            None => path.display().to_string(),
+        };
+        write!(line, "vhd={}", name(&self.image.path))?;
+        let found = match &self.image.found {
+            Ok(found) => found,
+            Err(failure) => {
+                // It is one line, and quoted.
+                let message = failure.to_string().replace('\'', "\"").replace(['\n', '\r'], " ");
+                return write!(line, " scan-error={} error-message='{message}'", -failure.errno().raw_os_error());
+            }
+        };
+        let hidden = u8::from(found.hidden);
+        write!(line, " capacity={} size={} hidden={hidden}", found.capacity, found.size)?;
+        if let Some((marker, key)) = &found.marks {
+            let key = key.map_or_else(|| "none".into(), |key| hex(&key.hash));
+            write!(line, " marker={marker} keyhash={key}")?;
+        }
+        let parent = self.image.parent.as_deref().map_or_else(|| "none".into(), name);
+        write!(line, " parent={parent}{}", self.note)
+    }
+}
