@@ -35,8 +35,7 @@ impl Image<ReadWrite> {
             Ok(()) => journal.remove(),
             Err(error) => {
                 self.fail();
-                let back = journal.restore(self.container()).map_err(RepairError::from);
-                match back {
+                match journal.take_back(self.container()) {
                     Ok(()) => journal.remove().and(Err(error)),
                     Err(_) => {
                         let journal = journal.path().into();

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use rustix::io::Errno;
-use vhd_core::{BlockSize, ByteCount, Chain, FooterOrigin, Image};
+use vhd_core::{BlockSize, ByteCount, Chain, ChainError, FooterOrigin, Image, ReadWrite};
 
-use super::{Failure, Refused, chain_options};
+use super::failure::errno_of;
+use super::{Failure, NAME, Refused, chain_options};
+use crate::output;
 
 /// Make the disk of an image larger
 #[derive(Debug, clap::Args)]
@@ -38,8 +40,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if size == present {
         return Ok(());
     }
-    let parents = chain_options(&args.name).open_parents(&image, &args.name)?;
-    let parent_size = parents.as_ref().map_or(ByteCount(0), Chain::size);
+    let parent_size = parent_size(&image, args)?;
     if image.footer_origin() == FooterOrigin::Start {
         image.renew_footers()?;
     }
@@ -51,4 +52,17 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         None => image.set_size(size, parent_size)?,
     }
     Ok(image.close()?)
+}
+
+/// The size of the parent's disk, which must not show where this one grows.
+fn parent_size(image: &Image<ReadWrite>, args: &Args) -> Result<ByteCount, Failure> {
+    match chain_options(&args.name).open_parents(image, &args.name) {
+        Ok(parents) => Ok(parents.as_ref().map_or(ByteCount(0), Chain::size)),
+        // Logical volumes of parents may be inactive. The storage manager never has a parent that is larger.
+        Err(error @ ChainError::Parent { .. }) if errno_of(&error) == Errno::NOENT => {
+            output::to_stderr(&format!("{NAME}: {error}; it is taken to be no larger"));
+            Ok(ByteCount(0))
+        }
+        Err(error) => Err(error.into()),
+    }
 }

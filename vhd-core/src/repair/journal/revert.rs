@@ -41,14 +41,11 @@ pub fn revert_container(image: &Container, journal: &Path) -> Result<(), RepairE
     if !journal.restores_footers()? || image.len()? < journal.old_len {
         return Err(JournalError::NoImage { path: journal.path().into() }.into());
     }
-    if footer.poisoned() {
-        journal.restore(image)?;
-    } else if journal.is_restored(image)? {
+    if !footer.poisoned() && journal.is_restored(image)? {
         journal.restore_entries(image, FIRST_FOOTER)?;
         image.sync()?;
-    } else if journal.is_of_ended(image)? {
-        poison(image, &footers, footer)?;
-        journal.restore(image)?;
+    } else if footer.poisoned() || journal.is_of_ended(image)? {
+        journal.take_back(image)?;
     } else {
         return Err(JournalError::Stale { path: journal.path().into(), image: image.path().into() }.into());
     }
@@ -67,13 +64,25 @@ fn poison(image: &Container, footers: &Footers, footer: &Footer) -> Result<(), S
 }
 
 impl Journal {
+    /// Makes the image what it was, whatever a resize has made of it.
+    ///
+    /// # Crash safety
+    /// The image says that its resize has not ended before anything changes. Can be repeated.
+    pub(crate) fn take_back(&self, image: &Container) -> Result<(), StorageError> {
+        let footers = Footers::read(image)?;
+        if let Some(footer) = footers.best().filter(|footer| !footer.poisoned()) {
+            poison(image, &footers, footer)?;
+        }
+        self.restore(image)
+    }
+
     /// Writes all old bytes back and gives the image its old length.
     ///
     /// What was logged first was there first, so it is written last.
     ///
     /// # Crash safety
     /// The footers follow, the one at the end first, once everything else is durable.
-    pub(crate) fn restore(&self, image: &Container) -> Result<(), StorageError> {
+    pub(in crate::repair) fn restore(&self, image: &Container) -> Result<(), StorageError> {
         for entry in self.entries.iter().rev().filter(|entry| entry.kind > FIRST_FOOTER) {
             self.restore_entry(image, self.between_footers(*entry))?;
         }
