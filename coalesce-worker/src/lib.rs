@@ -14,6 +14,8 @@
 //!          ├─ merge            units in parallel; checkpoints go into the journal
 //!          ├─ relink the children of the top node, or give the target its name, or the top node another parent
 //!          └─ delete the merged files, once nobody can have them open
+//!
+//!   InPlace::prepare, execute   one image into its parent and nothing else, for those who keep the tree themselves
 //! ```
 
 mod abort;

@@ -3,8 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use vhd_core::{ByteCount, Chain, FileIdentity, Image, Layer, Lock, ParentLink, ReadOnly, ReadWrite, Uuid, folder_of};
+use vhd_core::{
+    ByteCount, Chain, FileError, FileIdentity, Image, Layer, Lock, OpenError, ParentLink, ReadOnly, ReadWrite, Uuid,
+    folder_of, repair,
+};
 
+use super::new_image::is_device;
 use super::{Failure, Refused, chain_options};
 use crate::disk;
 
@@ -31,7 +35,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if let Some(parent) = &args.parent {
-        let mut image = Image::open_writable(&args.name)?;
+        let mut image = open_whole(&args.name)?;
         let link = link(args, &image, parent)?;
         image.relink(&link)?;
         image.close()?;
@@ -43,6 +47,23 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         Image::open_writable(&args.name)?.set_physical_size(ByteCount(size))?;
     }
     Ok(())
+}
+
+/// Opens an image. A header that power failed in, when it was changed the last time, is repaired first: whoever wants
+/// another parent in it would have to wait for ever.
+fn open_whole(path: &Path) -> Result<Image<ReadWrite>, Failure> {
+    match Image::open_writable(path) {
+        Err(OpenError::Header { .. }) => {}
+        image => return Ok(image?),
+    }
+    let backup = is_device(path).then(std::env::temp_dir);
+    let options = repair::Options { backup, parents: chain_options(path).parents, ..repair::Options::default() };
+    let repaired = repair::file(path, &options)?;
+    let image = Image::open_writable(path)?;
+    if let Some(undo) = repaired.undo {
+        std::fs::remove_file(&undo).map_err(FileError::when(&undo, "remove it"))?;
+    }
+    Ok(image)
 }
 
 fn link(args: &Args, image: &Image<ReadWrite>, parent: &Path) -> Result<ParentLink, Failure> {
