@@ -27,9 +27,9 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let volume = Volume::open(&args.name, &chain_options(&args.name))?;
     if args.blocks_only {
-        allocate(&volume)?
+        allocate(&volume)?;
     } else {
-        write(&volume)?
+        write(&volume)?;
     }
     Ok(volume.close()?)
 }

@@ -22,9 +22,9 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let mut image = Image::open_writable(&args.name)?;
     if args.backup {
-        image.renew_footers_from_copy()?
+        image.renew_footers_from_copy()?;
     } else {
-        image.renew_footers()?
+        image.renew_footers()?;
     }
     Ok(image.close()?)
 }

@@ -1,7 +1,7 @@
 use std::fs;
 
 use testkit::golden;
-use vhd_core::{Image, Lock, ReadOnly};
+use vhd_core::{Batmap, Header, Image, Lock, ReadOnly};
 
 use crate::program::{done, files, guest, refused};
 
@@ -20,8 +20,8 @@ fn a_copy_is_the_same_but_for_its_id() {
         let (image, copy) = (open(name), open(&new));
         assert_ne!(image.footer().unique_id(), copy.footer().unique_id());
         assert_eq!(image.footer().hidden(), copy.footer().hidden());
-        assert_eq!(image.header().map(|it| it.parent_unique_id()), copy.header().map(|it| it.parent_unique_id()));
-        let key = |image: &Image<ReadOnly>| image.batmap().and_then(|batmap| batmap.key_hash());
+        assert_eq!(image.header().map(Header::parent_unique_id), copy.header().map(Header::parent_unique_id));
+        let key = |image: &Image<ReadOnly>| image.batmap().and_then(Batmap::key_hash);
         assert_eq!(key(&image), key(&copy));
         done(folder.path(), &["check", "-t", "-n", &new]);
     }
