@@ -299,7 +299,13 @@ impl Footer {
         self.seal();
     }
 
-    /// Tells whether a journaled resize of blktap's has not ended: its tables may not match its data.
+    /// Marks the image as one whose resize has not ended, or as whole.
+    pub(crate) fn set_poisoned(&mut self, poisoned: bool) {
+        self.raw.cookie = if poisoned { format::POISON_COOKIE } else { format::FOOTER_COOKIE };
+        self.seal();
+    }
+
+    /// Tells whether a journaled resize has not ended: its tables may not match its data.
     pub fn poisoned(&self) -> bool {
         self.raw.cookie == format::POISON_COOKIE
     }

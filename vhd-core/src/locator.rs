@@ -42,6 +42,11 @@ impl PlatformCode {
         }
     }
 
+    /// Reads a locator's text as the paths that it may mean, likeliest first; none where it is not text of its kind.
+    pub fn paths(self, text: &[u8]) -> Vec<PathBuf> {
+        decode_paths(self, text)
+    }
+
     /// Gives the stored characters.
     pub const fn to_bytes(self) -> [u8; 4] {
         match self {

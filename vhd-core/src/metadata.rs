@@ -1,6 +1,7 @@
 //! Changing what an image says of itself: hidden, size, parent. The image is used by nobody else meanwhile.
 
 mod clear;
+mod journaled;
 mod leftovers;
 mod link;
 mod marks;
@@ -46,6 +47,12 @@ pub enum MetadataError {
     /// A fixed image holds all of its disk.
     #[error("{}: a fixed image, which cannot have a parent", path.display())]
     Fixed {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The copy of the footer at the start is of no use.
+    #[error("{}: what is at its start is no copy of its footer that fits the rest", path.display())]
+    Copy {
         /// The image.
         path: PathBuf,
     },
@@ -167,6 +174,52 @@ impl Image<ReadWrite> {
             self.container.write_at(&[0; FOOTER_SIZE.0 as usize], at)?;
         }
         Ok(self.container.sync()?)
+    }
+
+    /// Writes both footers anew where they belong, whatever is there, and a batmap with a wrong checksum; a file without a
+    /// footer at its end ends after its last table or block then.
+    ///
+    /// # Errors
+    /// A failed write, change of length or sync.
+    ///
+    /// # Crash safety
+    /// At every moment one of the two footers is whole.
+    pub fn renew_footers(&mut self) -> Result<(), MetadataError> {
+        self.flush()?;
+        self.commit(|image| {
+            if image.tables.is_some() && image.end_footer().is_none() && !image.container.has_fixed_size() {
+                image.mend_copy()?;
+                image.cut_tail()?;
+            } else {
+                image.rewrite_footers(image.footer.clone())?;
+            }
+            Ok(image.mend_batmap()?)
+        })
+    }
+
+    /// As [`renew_footers`](Self::renew_footers), of the copy at the start.
+    ///
+    /// # Errors
+    /// As there; a copy that is no footer of this image, or says that the disk is larger than the BAT.
+    ///
+    /// # Crash safety
+    /// As there.
+    pub fn renew_footers_from_copy(&mut self) -> Result<(), MetadataError> {
+        let mut copy = [0; FOOTER_SIZE.0 as usize];
+        self.container.read_at(&mut copy, FileOffset(0))?;
+        let unfit = || MetadataError::Copy { path: self.path().into() };
+        let copy = Footer::try_from(&copy).map_err(|_| unfit())?;
+        let tables = self.tables.as_ref().ok_or_else(unfit)?;
+        let size = tables.header.block_size();
+        if copy.header_offset() != Some(tables.header_at)
+            || copy.disk_type() != self.footer.disk_type()
+            || copy.poisoned()
+            || size.blocks_for(copy.current_size()) > u64::from(tables.bat.entries())
+        {
+            return Err(unfit());
+        }
+        self.footer = copy;
+        self.renew_footers()
     }
 
     /// Writes the copy of the footer at the start anew where it is behind, cuts off what lies past the last table and block, as

@@ -20,6 +20,7 @@ mod parent;
 mod undo;
 
 pub use error::{HeaderDoubt, JournalError, RepairError};
+pub use journal::{revert_container, revert_resize};
 pub use undo::UndoError;
 
 use std::collections::BTreeMap;

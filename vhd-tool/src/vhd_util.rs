@@ -4,13 +4,20 @@
 //! standard output, so all else goes to standard error. The exit code is the error number of the system that says best what
 //! was wrong, 22 (EINVAL) where none does.
 
+mod check;
 mod coalesce;
+mod copy;
 mod create;
 mod failure;
+mod fill;
 mod key;
 mod modify;
 mod new_image;
 mod query;
+mod read;
+mod repair;
+mod resize;
+mod revert;
 mod scan;
 mod set;
 mod snapshot;
@@ -44,15 +51,29 @@ pub struct VhdUtil {
 #[derive(Debug, Subcommand)]
 enum Command {
     #[command(args_override_self = true)]
+    Check(check::Args),
+    #[command(args_override_self = true)]
     Coalesce(coalesce::Args),
     #[command(args_override_self = true)]
+    Copy(copy::Args),
+    #[command(args_override_self = true)]
     Create(create::Args),
+    #[command(args_override_self = true)]
+    Fill(fill::Args),
     #[command(args_override_self = true)]
     Key(key::Args),
     #[command(args_override_self = true)]
     Modify(modify::Args),
     #[command(args_override_self = true)]
     Query(query::Args),
+    #[command(args_override_self = true)]
+    Read(read::Args),
+    #[command(args_override_self = true)]
+    Repair(repair::Args),
+    #[command(args_override_self = true)]
+    Resize(resize::Args),
+    #[command(args_override_self = true)]
+    Revert(revert::Args),
     #[command(args_override_self = true)]
     Scan(scan::Args),
     #[command(args_override_self = true)]
@@ -78,11 +99,18 @@ pub(crate) fn run(args: &[OsString]) -> ExitCode {
 
 fn dispatch(command: &Command) -> Result<(), Failure> {
     match command {
+        Command::Check(args) => check::run(args),
         Command::Coalesce(args) => coalesce::run(args),
+        Command::Copy(args) => copy::run(args),
         Command::Create(args) => create::run(args),
+        Command::Fill(args) => fill::run(args),
         Command::Key(args) => key::run(args),
         Command::Modify(args) => modify::run(args),
         Command::Query(args) => query::run(args),
+        Command::Read(args) => read::run(args),
+        Command::Repair(args) => repair::run(args),
+        Command::Resize(args) => resize::run(args),
+        Command::Revert(args) => revert::run(args),
         Command::Scan(args) => scan::run(args),
         Command::Set(args) => set::run(args),
         Command::Snapshot(args) => snapshot::run(args),

@@ -50,11 +50,16 @@ impl Image<ReadWrite> {
     /// old footer is zeroed once that is durable, before the new one tells the new size; if power fails when the file is
     /// longer but the footer not yet written, the file has none and needs one made (its data is whole).
     pub fn set_size(&mut self, size: ByteCount, parent_size: ByteCount) -> Result<(), MetadataError> {
+        self.check_size(size)?;
+        self.flush()?;
+        self.commit(|image| image.change_size(size, parent_size))
+    }
+
+    pub(super) fn check_size(&self, size: ByteCount) -> Result<(), MetadataError> {
         if size > MAX_VIRTUAL_SIZE || !size.0.is_multiple_of(SECTOR_SIZE) {
             return Err(MetadataError::Size { path: self.path().into(), size });
         }
-        self.flush()?;
-        self.commit(|image| image.change_size(size, parent_size))
+        Ok(())
     }
 
     fn change_size(&mut self, size: ByteCount, parent_size: ByteCount) -> Result<(), MetadataError> {

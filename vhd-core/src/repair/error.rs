@@ -121,6 +121,15 @@ pub enum RepairError {
     /// The undo file cannot be used.
     #[error(transparent)]
     Undo(#[from] UndoError),
+    /// A resize under a journal failed, and taking it back did, too: the image can be used once that is done.
+    #[error("the resize has not ended, and could not be taken back; what was there before is in {}", journal.display())]
+    ResizeInterrupted {
+        /// The journal.
+        journal: PathBuf,
+        /// What failed.
+        #[source]
+        source: Box<RepairError>,
+    },
 }
 
 /// What speaks against a header whose checksum is wrong.
@@ -176,6 +185,22 @@ pub enum JournalError {
         expected: Uuid,
         /// Whom the journal was made for.
         found: Uuid,
+    },
+    /// The image has been used since the resize has ended, or since the journal was made.
+    #[error("{}: made before the last changes to {}, which would be lost; nothing was changed", path.display(), image.display())]
+    Stale {
+        /// The journal.
+        path: PathBuf,
+        /// The image.
+        image: PathBuf,
+    },
+    /// No journal can be made for this image.
+    #[error("{}: {why}, so there is no journal of a resize", image.display())]
+    Unfit {
+        /// The image.
+        image: PathBuf,
+        /// Why not.
+        why: &'static str,
     },
     /// What it restores is no image.
     #[error("{}: does not restore a whole image; nothing was changed", path.display())]

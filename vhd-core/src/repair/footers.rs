@@ -43,6 +43,11 @@ impl Footers {
         self.end.as_ref().map(|(footer, _)| footer).or(self.start.as_ref())
     }
 
+    /// Where the one at the end is.
+    pub(super) fn end_place(&self) -> Option<FileOffset> {
+        self.end.as_ref().map(|(_, at)| *at)
+    }
+
     /// Who the image is, as far as either tells.
     pub(super) fn unique_id(&self) -> Option<Uuid> {
         self.best().map(Footer::unique_id)

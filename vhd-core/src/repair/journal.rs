@@ -1,4 +1,4 @@
-//! An interrupted resize of blktap's, taken back with the journal that it has left.
+//! The journal of a resize, blktap's or ours: what it replaces, so that it can be taken back.
 //!
 //! ```text
 //!   0          8    24        32       36        40      48        56    64
@@ -10,9 +10,15 @@
 //! ```
 //!
 //! All numbers are big-endian, but the end, which is in the order of the host that wrote it. The checksum is the ones'
-//! complement of the sum of an entry's bytes and the old bytes, its own field counted as zero.
+//! complement of the sum of an entry's bytes and the old bytes, its own field counted as zero. What blktap leaves zero
+//! after byte 64 of the head holds, in ours, what the image is once the resize has ended.
 //!
 //! Source: blktap, by what it writes; there is no specification.
+
+mod record;
+mod revert;
+
+pub use revert::{revert_container, revert_resize};
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,14 +38,26 @@ const COOKIE: &[u8; 8] = b"vjournal";
 const HEAD: u64 = 512;
 const ENTRY_COOKIE: u64 = 0xaaaa_1234_4321_aaaa;
 const ENTRY: u64 = 32;
-/// The kind of entry that holds a piece of a block; those below it hold footers, header, locators and tables.
+// The kinds of entries, by what they hold.
+const END_FOOTER: u32 = 1;
+const FIRST_FOOTER: u32 = 2;
+const HEADER: u32 = 3;
+const LOCATOR: u32 = 4;
+const BAT: u32 = 5;
+const BATMAP_HEADER: u32 = 6;
+const BATMAP: u32 = 7;
+/// A piece of a block: its bitmap or its data.
 const DATA: u32 = 8;
+/// Where the head of a journal of ours says that the resize has ended.
+const ENDED_AT: u64 = 64;
+const ENDED: &[u8; 8] = b"vhd-done";
 /// Old bytes that are read at a time.
 const STEP: u64 = 1 << 20;
 
 /// Old bytes, and where they belong.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
+    kind: u32,
     /// Where they belong in the image.
     at: FileOffset,
     length: u64,
@@ -49,12 +67,14 @@ struct Entry {
 
 /// A journal all of whose checksums are right.
 #[derive(Debug)]
-struct Journal {
+pub(crate) struct Journal {
     container: Container,
     unique_id: Uuid,
     /// How long the image was.
     old_len: ByteCount,
     entries: Vec<Entry>,
+    /// The digest of the image once the resize had ended; until then there is none.
+    ended: Option<u32>,
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -129,7 +149,7 @@ impl Journal {
         let container = Container::new(path, Arc::new(file));
         let damaged = |offset| RepairError::from(JournalError::Damaged { path: path.into(), offset });
         let len = container.len()?;
-        let mut head = [0; 64];
+        let mut head = [0; 80];
         if len.0 < HEAD {
             return Err(damaged(FileOffset(len.0)));
         }
@@ -149,26 +169,14 @@ impl Journal {
             match entries(&container, FileOffset(end), old_len, counts)? {
                 Ok(entries) => {
                     let (unique_id, old_len) = (Uuid::from_bytes(id), ByteCount(old_len));
-                    return Ok(Self { container, unique_id, old_len, entries });
+                    let ended = head[64..72] == *ENDED && u32_at(&head, 72) == !u32_at(&head, 76);
+                    let ended = ended.then(|| u32_at(&head, 72));
+                    return Ok(Self { container, unique_id, old_len, entries, ended });
                 }
                 Err(at) => _ = first_fault.get_or_insert(at),
             }
         }
         Err(damaged(first_fault.unwrap_or(FileOffset(56))))
-    }
-
-    /// Writes all old bytes back and gives the image its old length.
-    ///
-    /// What was logged first was there first, so it is written last.
-    fn restore(&self, image: &Container) -> Result<(), StorageError> {
-        for entry in self.entries.iter().rev() {
-            for step in (0..entry.length).step_by(STEP as usize) {
-                let mut bytes = vec![0; (entry.length - step).min(STEP) as usize];
-                self.container.read_at(&mut bytes, entry.bytes_at + ByteCount(step))?;
-                image.write_at(&bytes, entry.at + ByteCount(step))?;
-            }
-        }
-        image.set_len(self.old_len)
     }
 }
 
@@ -197,7 +205,7 @@ fn entries(
             return Ok(Err(at));
         }
         data += u32::from(kind == DATA);
-        entries.push(Entry { at: FileOffset(place), length, bytes_at: at + ByteCount(ENTRY) });
+        entries.push(Entry { kind, at: FileOffset(place), length, bytes_at: at + ByteCount(ENTRY) });
         at = at + ByteCount(ENTRY + length);
     }
     let whole = [data, (entries.len() as u32).saturating_sub(data)] == counts && data < entries.len() as u32;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use rustix::io::Errno;
+use vhd_core::repair::{JournalError, RepairError};
 use vhd_core::{ChainError, CreateError};
 
 use crate::error::with_causes;
@@ -97,6 +98,11 @@ fn known_errno(error: &(dyn Error + 'static)) -> Option<Errno> {
     }
     if let Some(CreateError::Exists { .. }) = error.downcast_ref() {
         return Some(Errno::EXIST);
+    }
+    match error.downcast_ref::<RepairError>() {
+        Some(RepairError::Create(error)) => return known_errno(&**error),
+        Some(RepairError::Journal(JournalError::Stale { .. })) => return Some(Errno::STALE),
+        _ => {}
     }
     let error = error.downcast_ref::<io::Error>()?;
     error.raw_os_error().map(Errno::from_raw_os_error).or(match error.kind() {

@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use crate::program::{done, guest, write};
+use testkit::inject::kill_at;
+
+use crate::program::{command, done, ended, guest, process, write};
 
 /// A snapshot as the storage manager takes one: the file gets another name, and two children.
 fn snapshot(here: &Path, volume: &str, base: &str, snapshot: &str) {
@@ -77,4 +79,51 @@ fn create_write_snapshot_coalesce_relink_delete() {
     let size = fs::metadata(here.join("disk.vhd")).unwrap().len();
     assert_eq!(line, format!("vhd=disk.vhd capacity=67108864 size={size} hidden=0 parent=none\n"));
     assert_eq!(fs::read_dir(here).unwrap().count(), 1, "nothing else is left");
+}
+
+/// The answer of a check, which may tell of parents that have changed since.
+fn check(here: &Path, args: &[&str], code: i32) -> String {
+    ended(here, &[&["check", "--debug"], args].concat(), code).0
+}
+
+#[test]
+fn grow_fail_revert_grow_fast_and_repair() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    done(here, &["create", "--debug", "-n", "disk.vhd", "-s", "64", "-S", "128"]);
+    write(here, "disk.vhd", 1000, &vec![1; 9_000_000]);
+    snapshot(here, "disk.vhd", "base.vhd", "snap.vhd");
+    write(here, "disk.vhd", 5 << 20, &[2; 5000]);
+    assert_eq!(check(here, &["-n", "disk.vhd", "-B"], 0), "disk.vhd is valid\n");
+
+    // A host that fails in a resize: the volume is not used until the journal has taken it back.
+    let old = fs::read(here.join("disk.vhd")).unwrap();
+    let grow = ["resize", "--debug", "-s", "194", "-n", "disk.vhd", "-j", "resize-journal"];
+    assert!(kill_at(&process(here, &grow), "fdatasync", 4).hit);
+    assert!(check(here, &["-n", "disk.vhd"], 22).contains("disk.vhd appears invalid; "));
+    ended(here, &grow, 22);
+    assert_eq!(done(here, &["revert", "--debug", "-n", "disk.vhd", "-j", "resize-journal"]), "");
+    assert!(fs::read(here.join("disk.vhd")).unwrap() == old);
+    assert!(!here.join("resize-journal").exists());
+
+    assert_eq!(done(here, &grow), "");
+    assert_eq!(done(here, &["query", "--debug", "-v", "-n", "disk.vhd"]), "194\n");
+    assert_eq!(done(here, &["resize", "--debug", "-s", "128", "-n", "base.vhd", "-f"]), "");
+    assert_eq!(done(here, &["query", "--debug", "-v", "-n", "base.vhd"]), "128\n");
+    write(here, "disk.vhd", 193 << 20, &[3; 4096]);
+    let whole = guest(here, "disk.vhd");
+    let bits =
+        command(here, &["read", "--debug", "-B", "-n", "disk.vhd"]).assert().success().get_output().stdout.clone();
+    let allocated: u32 = bits.iter().map(|byte| byte.count_ones()).sum();
+    assert_eq!(done(here, &["query", "--debug", "-a", "-n", "disk.vhd"]), format!("{allocated}\n"));
+
+    // The footer at the end is lost, as where a merge by another program has run out of space.
+    let path = here.join("disk.vhd");
+    let length = fs::metadata(&path).unwrap().len();
+    fs::File::options().write(true).open(&path).unwrap().set_len(length - 512).unwrap();
+    check(here, &["-n", "disk.vhd"], 22);
+    assert_eq!(check(here, &["-n", "disk.vhd", "-i"], 0), "disk.vhd is valid\n");
+    assert_eq!(done(here, &["repair", "-n", "disk.vhd"]), "");
+    assert_eq!(check(here, &["-n", "disk.vhd"], 0), "disk.vhd is valid\n");
+    assert_eq!(guest(here, "disk.vhd"), whole);
 }

@@ -1,0 +1,155 @@
+//! `check`: whether an image is sound.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use vhd_core::check::{self, Depth, Finding, Report, Severity};
+use vhd_core::{ChainError, ChainOptions, Header, Image, Lock, ParentIdentity, ReadOnly};
+
+use super::{Failure, NAME, Refused, chain_options, read};
+use crate::output;
+
+/// Tell whether an image is valid
+///
+/// The reasons why it is not are printed before that, and its headers after it. What blktap's program would let pass is
+/// told on standard error, and is no reason.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The image
+    #[arg(short)]
+    name: PathBuf,
+    /// Let the footer at the end be missing
+    #[arg(short = 'i')]
+    ignore_footer: bool,
+    /// Let the parent be somebody else
+    #[arg(short = 'I')]
+    ignore_parent: bool,
+    /// Say nothing of a parent that has changed since
+    #[arg(short = 't')]
+    ignore_timestamps: bool,
+    /// Check the parents, too
+    #[arg(short = 'p')]
+    parents: bool,
+    /// Look for data that the bitmaps do not show
+    #[arg(short = 'b')]
+    bitmaps: bool,
+    /// Do not look for blocks that lie over each other
+    #[arg(short = 'B')]
+    no_overlaps: bool,
+    /// Print how many blocks and sectors are in the image
+    #[arg(short = 's')]
+    statistics: bool,
+}
+
+/// Warnings with which blktap's program does not open an image, or calls it invalid.
+const FATAL: [&str; 7] = [
+    "footer-copy-lost",
+    "footer-copy-differs",
+    "batmap-lost",
+    "batmap-checksum",
+    "locator-place",
+    "locator-room",
+    "locator-text",
+];
+
+/// Information that is passed on.
+const TOLD: &str = "parent-modified";
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let parents = check_one(args, &args.name)?;
+    for parent in parents.iter().filter(|_| args.parents) {
+        check_one(args, parent)?;
+    }
+    Ok(())
+}
+
+/// Checks a file, prints what comes of it, and gives its parents.
+fn check_one(args: &Args, path: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let depth = if args.bitmaps { Depth::Data } else { Depth::Structure };
+    let own = check::file_to(path, depth)?;
+    let mut reasons = sort_out(args, path, &own);
+    let mut parents = Vec::new();
+    if reasons.is_empty() {
+        let (reason, found) = check_parents(args, path)?;
+        reasons.extend(reason);
+        parents = found;
+    }
+    let name = path.display();
+    let mut out = output::stdout();
+    if reasons.is_empty() {
+        writeln!(out, "{name} is valid")?;
+        if args.statistics {
+            print_statistics(path, &mut out)?;
+        }
+        out.flush()?;
+        return Ok(parents);
+    }
+    for reason in &reasons {
+        writeln!(out, "{reason}")?;
+    }
+    writeln!(out, "{name} appears invalid; dumping headers\n")?;
+    // Where there are none, that has been said.
+    let _ = read::print_headers(path, &mut out);
+    out.flush()?;
+    Err(Refused::image(path, Errno::INVAL, "not valid").into())
+}
+
+/// Gives the findings that make the image invalid, and tells the others.
+fn sort_out(args: &Args, path: &Path, report: &Report) -> Vec<String> {
+    let mut reasons = Vec::new();
+    for Finding { code, severity, text, .. } in report.findings() {
+        let ignored = match *code {
+            "footer-end-lost" => args.ignore_footer,
+            "block-overlap" => args.no_overlaps,
+            "parent-identity" => args.ignore_parent,
+            TOLD => args.ignore_timestamps,
+            _ => false,
+        };
+        if ignored {
+            continue;
+        }
+        let is_stray = args.bitmaps && *code == "data-unmarked";
+        if *severity == Severity::Error || FATAL.contains(code) || is_stray {
+            reasons.push(text.clone());
+        } else if *severity == Severity::Warning || *code == TOLD {
+            output::to_stderr(&format!("{NAME}: {}: {text}", path.display()));
+        }
+    }
+    reasons
+}
+
+/// Checks what the image says of its parent; what is wrong further down is told, unless the parents are checked, too.
+fn check_parents(args: &Args, path: &Path) -> Result<(Vec<String>, Vec<PathBuf>), Failure> {
+    let identity = if args.ignore_parent { ParentIdentity::Ignore } else { ParentIdentity::Match };
+    let options = ChainOptions { parent_identity: identity, ..chain_options(path) };
+    let image = Image::<ReadOnly>::open(path, Lock::None)?;
+    match options.open_parents(&image, path) {
+        Err(ChainError::Parent { child, tried }) if child != path && !args.parents => {
+            let error = ChainError::Parent { child, tried };
+            output::to_stderr(&format!("{NAME}: {}: {error}", path.display()));
+            Ok((Vec::new(), Vec::new()))
+        }
+        // The times of the parents' last changes are looked at only where data is.
+        _ => {
+            let (report, parents) = check::chain(path, &options, Depth::Data)?;
+            Ok((sort_out(args, path, &report), parents))
+        }
+    }
+}
+
+fn print_statistics(path: &Path, out: &mut dyn Write) -> Result<(), Failure> {
+    let image = Image::<ReadOnly>::open(path, Lock::None)?;
+    let Some(size) = image.header().map(Header::block_size) else { return Ok(()) };
+    let (mut blocks, mut present) = (0_u64, 0);
+    for found in image.allocated_blocks() {
+        let (block, _) = found?;
+        blocks += 1;
+        present += image.present_sectors(block)?.0;
+    }
+    let room = blocks * size.sectors().0;
+    let share = if room == 0 { 0.0 } else { present as f64 * 100.0 / room as f64 };
+    writeln!(out, "blocks allocated: {blocks} of {}", image.blocks())?;
+    writeln!(out, "sectors written: {present} of {room} in these ({share:.2}%)")?;
+    Ok(())
+}
