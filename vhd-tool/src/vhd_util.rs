@@ -23,13 +23,11 @@ mod set;
 mod snapshot;
 
 use std::ffi::OsString;
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use rustix::io::Errno;
-use vhd_core::{ChainOptions, ParentPlaces};
 
 use crate::output;
 pub(crate) use failure::{Failure, Refused};
@@ -128,11 +126,4 @@ fn refused(args: &[OsString], error: &clap::Error) -> ExitCode {
     } else {
         failure::exit_code(Errno::INVAL)
     }
-}
-
-/// Which parents an image may have. A volume of LVM has them among the host's devices, a file in its own folder.
-fn chain_options(image: &Path) -> ChainOptions {
-    let on_device = image.canonicalize().is_ok_and(|real| real.starts_with("/dev") && !real.starts_with("/dev/shm"));
-    let roots = if on_device { vec!["/dev".into()] } else { Vec::new() };
-    ChainOptions { parents: ParentPlaces::Within(roots), ..ChainOptions::default() }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use vhd_core::{Chain, ChainOptions, FileIdentity, Layer, ParentPlaces};
+use vhd_core::{Chain, ChainOptions, FileIdentity, Layer};
 
 use crate::cli::{Context, Status};
 use crate::error::{CommandError, Refusal};

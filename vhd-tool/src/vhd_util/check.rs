@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use vhd_core::check::{self, Depth, Finding, Report, Severity};
 use vhd_core::{ChainError, ChainOptions, Header, Image, Lock, ParentIdentity, ReadOnly};
 
-use super::{Failure, NAME, Refused, chain_options, read};
+use super::{Failure, NAME, Refused, read};
 use crate::output;
 
 /// Tell whether an image is valid
@@ -122,7 +122,7 @@ fn sort_out(args: &Args, path: &Path, report: &Report) -> Vec<String> {
 /// Checks what the image says of its parent; what is wrong further down is told, unless the parents are checked, too.
 fn check_parents(args: &Args, path: &Path) -> Result<(Vec<String>, Vec<PathBuf>), Failure> {
     let identity = if args.ignore_parent { ParentIdentity::Ignore } else { ParentIdentity::Match };
-    let options = ChainOptions { parent_identity: identity, ..chain_options(path) };
+    let options = ChainOptions { parent_identity: identity, ..ChainOptions::default() };
     let image = Image::<ReadOnly>::open(path, Lock::None)?;
     match options.open_parents(&image, path) {
         Err(ChainError::Parent { child, tried }) if child != path && !args.parents => {

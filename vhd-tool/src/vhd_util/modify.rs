@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use vhd_core::{
-    ByteCount, Chain, FileError, FileIdentity, Image, Layer, Lock, OpenError, ParentLink, ReadOnly, ReadWrite, Uuid,
-    folder_of, repair,
+    ByteCount, Chain, ChainOptions, FileError, FileIdentity, Image, Layer, Lock, OpenError, ParentLink, ReadOnly,
+    ReadWrite, Uuid, folder_of, repair,
 };
 
 use super::new_image::is_device;
-use super::{Failure, Refused, chain_options};
+use super::{Failure, Refused};
 use crate::disk;
 
 /// Change the parent of an image, where it ends, or drop all that it holds
@@ -57,7 +57,7 @@ fn open_whole(path: &Path) -> Result<Image<ReadWrite>, Failure> {
         image => return Ok(image?),
     }
     let backup = is_device(path).then(std::env::temp_dir);
-    let options = repair::Options { backup, parents: chain_options(path).parents, ..repair::Options::default() };
+    let options = repair::Options { backup, parents: ChainOptions::default().parents, ..repair::Options::default() };
     let repaired = repair::file(path, &options)?;
     let image = Image::open_writable(path)?;
     if let Some(undo) = repaired.undo {
@@ -86,7 +86,7 @@ fn check_no_cycle(args: &Args, parent: &Path) -> Result<(), Failure> {
     let identity = |path: &Path| FileIdentity::at(path).ok();
     let own = identity(&args.name);
     let is_own = |path: &Path| own.is_some() && identity(path) == own;
-    let chain = if args.raw { None } else { Chain::open(parent, &chain_options(parent)).ok() };
+    let chain = if args.raw { None } else { Chain::open(parent, &ChainOptions::default()).ok() };
     if is_own(parent) || chain.is_some_and(|chain| chain.layers().iter().map(Layer::path).any(is_own)) {
         return Err(refused(args, "would be its own parent"));
     }

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use rustix::io::Errno;
-use vhd_core::{BlockSize, ByteCount, Chain, ChainError, FooterOrigin, Image, ReadWrite};
+use vhd_core::{BlockSize, ByteCount, Chain, ChainError, ChainOptions, FooterOrigin, Image, ReadWrite};
 
 use super::failure::errno_of;
-use super::{Failure, NAME, Refused, chain_options};
+use super::{Failure, NAME, Refused};
 use crate::output;
 
 /// Make the disk of an image larger
@@ -56,7 +56,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 
 /// The size of the parent's disk, which must not show where this one grows.
 fn parent_size(image: &Image<ReadWrite>, args: &Args) -> Result<ByteCount, Failure> {
-    match chain_options(&args.name).open_parents(image, &args.name) {
+    match ChainOptions::default().open_parents(image, &args.name) {
         Ok(parents) => Ok(parents.as_ref().map_or(ByteCount(0), Chain::size)),
         // Logical volumes of parents may be inactive. The storage manager never has a parent that is larger.
         Err(error @ ChainError::Parent { .. }) if errno_of(&error) == Errno::NOENT => {

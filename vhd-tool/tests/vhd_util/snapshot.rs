@@ -140,3 +140,11 @@ fn names_need_not_be_ascii() {
     done(folder.path(), &["snapshot", "-n", "ребёнок.vhd", "-p", "größe 磁盘.vhd"]);
     assert_eq!(parent_of(folder.path(), "ребёнок.vhd"), "größe 磁盘.vhd");
 }
+
+#[test]
+fn an_image_whose_resize_was_interrupted_gets_no_child() {
+    let folder = golden::unpack(&["poisoned.vhd"]);
+    let said = refused(folder.path(), &["snapshot", "-n", "child.vhd", "-p", "poisoned.vhd"], 22);
+    assert!(said.contains("resize"), "{said}");
+    assert!(!folder.path().join("child.vhd").exists());
+}

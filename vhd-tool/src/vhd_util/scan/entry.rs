@@ -44,25 +44,35 @@ pub(super) fn look(path: &Path, marks: bool) -> Result<Found, Failure> {
             Some((image.marker()?, image.key_hash()?))
         }
     };
-    describe(&image, size, marks, |path| plain(&path))
+    describe(&image, size, marks, |path| vec![plain(&path)])
 }
 
 /// Looks at the image in a volume; its parent is another volume, by whatever path the image calls that.
 pub(super) fn look_at_volume(container: Container, size: ByteCount, marks: bool) -> Result<Found, Failure> {
     let image = Image::<ReadOnly>::from_container(container)?;
     let marks = marks.then(|| (image.batmap().map_or(0, Batmap::marker), image.batmap().and_then(Batmap::key_hash)));
-    describe(&image, size, marks, |path| path.file_name().map(PathBuf::from).unwrap_or_default())
+    describe(&image, size, marks, |path| volume_names(&path))
+}
+
+/// The names that a volume may have: that of a link in the folder of its group, or what one in `/dev/mapper` means, in
+/// which a hyphen stands between group and volume and those of their names are doubled.
+fn volume_names(path: &Path) -> Vec<PathBuf> {
+    let Some(name) = path.file_name() else { return Vec::new() };
+    let undoubled = name.to_str().map(|name| name.replace("--", "/"));
+    let mapped = undoubled.as_deref().and_then(|name| name.split_once('-')).filter(|(_, volume)| !volume.contains('-'));
+    let mapped = mapped.map(|(_, volume)| PathBuf::from(volume.replace('/', "-")));
+    [PathBuf::from(name)].into_iter().chain(mapped).collect()
 }
 
 fn describe(
     image: &Image<ReadOnly>,
     size: ByteCount,
     marks: Option<(u8, Option<KeyHash>)>,
-    candidate: impl Fn(PathBuf) -> PathBuf,
+    candidates: impl Fn(PathBuf) -> Vec<PathBuf>,
 ) -> Result<Found, Failure> {
     let parent = match image.header().filter(|_| image.is_differencing()) {
         Some(header) => {
-            let candidates: Vec<PathBuf> = image.parent_paths()?.into_iter().map(candidate).collect();
+            let candidates: Vec<PathBuf> = image.parent_paths()?.into_iter().flat_map(candidates).collect();
             if candidates.is_empty() {
                 let what = "it says of its parent nothing that can be read";
                 return Err(Refused::image(image.path(), Errno::INVAL, what).into());
@@ -73,4 +83,23 @@ fn describe(
     };
     let (capacity, hidden) = (image.footer().current_size(), image.footer().hidden());
     Ok(Found { capacity, size, hidden, marks, parent })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_is_known_by_both_of_its_names() {
+        let names = |path: &str| -> Vec<String> {
+            volume_names(Path::new(path)).iter().map(|name| name.display().to_string()).collect()
+        };
+        let volume = "VHD-5c1f6f6e-0d0a-4b0e";
+        assert_eq!(names(&format!("/dev/group/{volume}")), [volume]);
+        let mapped = "VG_XenStorage--f0e1-VHD--5c1f6f6e--0d0a--4b0e";
+        assert_eq!(names(mapped), [mapped, volume]);
+        assert_eq!(names("/dev/mapper/g-disk"), ["g-disk", "disk"]);
+        assert_eq!(names("plain"), ["plain"]);
+        assert!(names("/").is_empty());
+    }
 }
