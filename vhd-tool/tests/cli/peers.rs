@@ -42,9 +42,9 @@ impl Drop for QemuNbd {
 /// A raw disk of 8 MiB, with 64 KiB of data after the first MiB.
 fn sparse(folder: &Path, name: &str) -> PathBuf {
     let path = folder.join(name);
-    let file = File::create(&path).unwrap();
-    file.set_len(8 * MIB).unwrap();
-    file.write_all_at(&[7; 65536], MIB).unwrap();
+    let file = File::create(&path).expect("the folder is writable");
+    file.set_len(8 * MIB).expect("the folder is writable");
+    file.write_all_at(&[7; 65536], MIB).expect("the folder is writable");
     path
 }
 
