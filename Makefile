@@ -8,9 +8,10 @@ demo: ## builds, coalesces a sample chain, verifies its content
 	cargo build --release --locked -p vhd-tool -p testkit
 	testdata/demo
 
-test: setup ## every test, and a smoke run of every benchmark
+test: setup ## every test, a smoke run of every benchmark, and an installation
 	set -o pipefail; { cargo test --workspace --locked --all-targets && cargo test --workspace --locked --doc; } 2>&1 | tee target/test.log
 	@awk '/^test result:/ { passed += $$4; failed += $$6 } END { print passed " passed, " failed " failed" }' target/test.log
+	@$(MAKE) --no-print-directory test-install
 
 setup: $(PYTHON) ## peers that the tests compare with; as root, from the package registries
 	@missing=(); for tool in qemu-img qemu-io qemu-nbd strace mkfs.ext4 filefrag mkfs.xfs mkfs.btrfs lvs; do command -v $$tool >/dev/null || missing+=($$tool); done; \
@@ -101,7 +102,7 @@ deb: assets ## a Debian package of the same, in target/debian
 	cargo build --release --locked -p vhd-tool -p coalesce-worker -p sr-plugin
 	mkdir -p target/assets/bin && ln -sfn vhd-tool target/assets/bin/vhd-util
 	gzip -9nkf target/assets/man/*.1
-	cargo deb --no-build --locked -p vhd-tool
+	cargo deb --quiet --no-build --locked -p vhd-tool
 
 clean:
 	cargo clean

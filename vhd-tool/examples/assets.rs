@@ -6,7 +6,7 @@ use std::{env, fs, io};
 
 use clap::CommandFactory;
 use clap_complete::Shell;
-use vhd_tool::Cli;
+use vhd_tool::{Cli, VhdUtil};
 
 fn main() -> io::Result<()> {
     let Some(folder) = env::args_os().nth(1).map(PathBuf::from) else {
@@ -15,7 +15,7 @@ fn main() -> io::Result<()> {
     let (completions, man) = (folder.join("completions"), folder.join("man"));
     fs::create_dir_all(&completions)?;
     fs::create_dir_all(&man)?;
-    for mut program in [Cli::command(), coalesce_worker::program::Cli::command()] {
+    for mut program in [Cli::command(), VhdUtil::command(), coalesce_worker::program::Cli::command()] {
         let name = program.get_name().to_owned();
         // Before completions add the `help` command.
         clap_mangen::generate_to(program.clone().disable_help_subcommand(true), &man)?;
