@@ -97,6 +97,7 @@ impl InPlace {
 
     fn move_data(&mut self, options: &MergeOptions<'_>) -> Result<Moved, CoalesceError> {
         let Self { run, target, plan, .. } = self;
+        target.mend()?;
         target.grow(run.node().size(), run.size_beneath())?;
         let merge = Merge {
             plan,

@@ -99,6 +99,20 @@ impl Target {
         }
     }
 
+    /// Mends what a merge that was interrupted has left.
+    ///
+    /// # Errors
+    /// A failed write.
+    ///
+    /// # Crash safety
+    /// As [`Image::trim_tail`].
+    pub(crate) fn mend(&mut self) -> Result<(), MetadataError> {
+        match self {
+            Self::Vhd(image) => image.trim_tail(),
+            Self::Raw(_) => Ok(()),
+        }
+    }
+
     pub(crate) fn reserve(&self, blocks: &[BlockIndex]) -> Result<(), WriteError> {
         match self {
             Self::Vhd(image) => image.reserve(blocks),

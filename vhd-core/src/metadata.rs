@@ -222,9 +222,10 @@ impl Image<ReadWrite> {
         self.renew_footers()
     }
 
-    /// Writes the copy of the footer at the start anew where it is behind, cuts off what lies past the last table and block, as
-    /// an interrupted merge leaves it, and writes the end footer there; then a batmap with a wrong checksum anew. Changes nothing in an image that is as it
-    /// should be; fixed images and devices are left alone.
+    /// Mends what a writer that was interrupted has left: writes the copy of the footer at the start anew where it is behind,
+    /// cuts off what lies past the last table and block and writes the end footer there, then writes a batmap with a wrong
+    /// checksum anew. Changes nothing in an image that is as it should be; of a device nothing is cut off, and fixed images are
+    /// left alone.
     ///
     /// # Errors
     /// A failed write, change of length or sync.
@@ -233,11 +234,13 @@ impl Image<ReadWrite> {
     /// The copy at the start speaks for the image until the footer is durable.
     pub fn trim_tail(&mut self) -> Result<(), MetadataError> {
         self.flush()?;
-        if self.tables.is_some() && !self.container.has_fixed_size() {
+        if self.tables.is_some() {
             self.commit(|image| {
                 // The copy speaks for the image while the file has no footer at its end.
                 image.mend_copy()?;
-                image.cut_tail()?;
+                if !image.container.has_fixed_size() {
+                    image.cut_tail()?;
+                }
                 Ok(image.mend_batmap()?)
             })?;
         }

@@ -129,6 +129,8 @@ pub(crate) enum Status {
     Left,
     /// Errors have been printed.
     Failed,
+    /// As blktap's program would have ended.
+    VhdUtil(u8),
 }
 
 impl Status {
@@ -139,6 +141,7 @@ impl Status {
             Self::Warnings | Self::Left => 3,
             Self::Errors => 4,
             Self::Failed => 5,
+            Self::VhdUtil(code) => code,
         }
     }
 }
@@ -210,9 +213,6 @@ impl Context {
 
 /// Runs a command, prints its error if it fails, and gives the exit code.
 pub(crate) fn run(cli: Cli) -> ExitCode {
-    if let Command::VhdUtil { args } = &cli.command {
-        return vhd_util::run(&[&[OsString::from(vhd_util::NAME)], &args[..]].concat());
-    }
     let context = Context { global: cli.global };
     match dispatch(&cli.command, &context) {
         Ok(status) => status.exit_code().into(),
@@ -248,6 +248,8 @@ fn dispatch(command: &Command, context: &Context) -> Result<Status, CommandError
         Command::ReadHeadersInterval(args) => read_headers::run(args, Listing::Intervals, context),
         Command::Stream(args) => stream::run(args, context),
         Command::Serve(args) => serve::run(args, context),
-        Command::VhdUtil { .. } => unreachable!("it has been answered, with exit codes of its own"),
+        Command::VhdUtil { args } => {
+            Ok(Status::VhdUtil(vhd_util::run(&[&[OsString::from(vhd_util::NAME)], &args[..]].concat())))
+        }
     }
 }

@@ -32,5 +32,9 @@ use clap::Parser;
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     let name = args.first().and_then(|name| Path::new(name).file_name());
-    if name.is_some_and(|name| name == vhd_util::NAME) { vhd_util::run(&args) } else { cli::run(Cli::parse_from(args)) }
+    if name.is_some_and(|name| name == vhd_util::NAME) {
+        vhd_util::run(&args).into()
+    } else {
+        cli::run(Cli::parse_from(args))
+    }
 }

@@ -3,6 +3,9 @@
 //! Options, what is printed, its order and the exit codes are that program's; what is done is the engine's. Programs read
 //! standard output, so all else goes to standard error. The exit code is the error number of the system that says best what
 //! was wrong, 22 (EINVAL) where none does.
+//!
+//! An image that a crash has left with footers that differ, or a batmap whose checksum is wrong, passes a check, for it
+//! reads right; whichever command writes to it next mends that.
 
 mod check;
 mod coalesce;
@@ -23,11 +26,12 @@ mod set;
 mod snapshot;
 
 use std::ffi::OsString;
-use std::process::ExitCode;
+use std::path::Path;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use rustix::io::Errno;
+use vhd_core::{ChainOptions, Image, ParentPlaces, ReadWrite};
 
 use crate::output;
 pub(crate) use failure::{Failure, Refused};
@@ -37,7 +41,9 @@ pub(crate) const NAME: &str = "vhd-util";
 
 /// Does one thing to one image, as blktap's program of this name does it
 #[derive(Debug, Parser)]
-#[command(name = NAME, disable_help_subcommand = true, args_override_self = true)]
+#[command(name = NAME, disable_help_subcommand = true, args_override_self = true, after_help = "\
+Parents are opened only in the folder of the image and, on LVM, among the volumes beside it. VHD_UTIL_PARENT_ROOTS=DIR:DIR
+in the environment allows them in other folders, too.")]
 pub struct VhdUtil {
     /// Log more: has no effect, and may stand anywhere
     #[arg(long, global = true)]
@@ -80,14 +86,14 @@ enum Command {
     Snapshot(snapshot::Args),
 }
 
-/// Runs a command; the name of the program comes first.
-pub(crate) fn run(args: &[OsString]) -> ExitCode {
+/// Runs a command; the name of the program comes first. Gives the exit code.
+pub(crate) fn run(args: &[OsString]) -> u8 {
     let command = match VhdUtil::try_parse_from(args) {
         Ok(parsed) => parsed.command,
         Err(error) => return refused(args, &error),
     };
     match dispatch(&command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(failure) => {
             output::to_stderr(&format!("{NAME}: {failure}"));
             failure.exit_code()
@@ -115,14 +121,31 @@ fn dispatch(command: &Command) -> Result<(), Failure> {
     }
 }
 
+/// Opens an image for writing, and mends what a writer that was interrupted has left in it.
+fn open_writable(path: &Path) -> Result<Image<ReadWrite>, Failure> {
+    let mut image = Image::open_writable(path)?;
+    image.trim_tail()?;
+    Ok(image)
+}
+
+/// Where parents may lie besides the folder of the image: folders with colons between, `/` for anywhere.
+const PARENT_ROOTS: &str = "VHD_UTIL_PARENT_ROOTS";
+
+/// Which parents an image may have.
+fn chain_options() -> ChainOptions {
+    let roots = std::env::var_os(PARENT_ROOTS).unwrap_or_default();
+    let roots = std::env::split_paths(&roots).filter(|root| root.is_dir()).collect();
+    ChainOptions { parents: ParentPlaces::Within(roots), ..ChainOptions::default() }
+}
+
 /// Prints help, or what is wrong with the command line; only some commands take a wish for help for no error.
-fn refused(args: &[OsString], error: &clap::Error) -> ExitCode {
+fn refused(args: &[OsString], error: &clap::Error) -> u8 {
     // Where nobody listens any more, there is nobody to tell.
     let _ = error.print();
     let answers_help = ["snapshot", "query", "scan", "check", "key"];
     let is_help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     if is_help && args.iter().any(|arg| answers_help.iter().any(|command| arg == command)) {
-        ExitCode::SUCCESS
+        0
     } else {
         failure::exit_code(Errno::INVAL)
     }

@@ -19,7 +19,7 @@ pub const MAX_CHAIN_DEPTH: usize = 256;
 /// Whether a parent must be who the child says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParentIdentity {
-    /// Its unique id is the one that the child recorded; for a raw parent, it is no VHD.
+    /// Its unique id is the one that the child recorded; for a raw parent, it is none that is named as a VHD and is one.
     Match,
     /// Anyone found under the recorded name will do.
     Ignore,
@@ -117,7 +117,7 @@ pub enum ParentRefusal {
     /// It is no VHD.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// It is a VHD, and the child says that its parent is a raw disk.
+    /// It is a VHD, by its name and content, and the child says that its parent is a raw disk.
     #[error("{}: is a VHD, but the child says that its parent is raw", path.display())]
     NotRaw {
         /// The candidate.
@@ -163,6 +163,13 @@ impl Chain {
         layers.extend(parents.into_iter().flat_map(Self::into_layers));
         Ok(Self::from_layers(layers))
     }
+}
+
+/// Tells whether a file or volume is named as those that hold images are: `*.vhd`, and `VHD-*` on LVM.
+fn is_named_as_image(path: &Path) -> bool {
+    let by_extension = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("vhd"));
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    by_extension || name.starts_with("VHD-") || name.contains("-VHD--")
 }
 
 impl ChainOptions {
@@ -241,7 +248,11 @@ impl ChainOptions {
         let strict = self.parent_identity == ParentIdentity::Match;
         // A nil id stands for a raw parent. Without a look at it, it would be a way around the comparison of ids.
         if expected.is_nil() {
-            if strict && Image::<ReadOnly>::from_container(container.clone()).is_ok() {
+            // What the guest has written decides nothing: only what is named as an image is looked at.
+            if strict
+                && is_named_as_image(container.path())
+                && Image::<ReadOnly>::from_container(container.clone()).is_ok()
+            {
                 return Err(ParentRefusal::NotRaw { path: container.path().into() });
             }
             return Ok((Layer::Raw(RawDisk::open(container).map_err(OpenError::from)?), identity));

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use vhd_core::check::{self, Depth, Finding, Report, Severity};
 use vhd_core::{ChainError, ChainOptions, Header, Image, Lock, ParentIdentity, ReadOnly};
 
-use super::{Failure, NAME, Refused, read};
+use super::{Failure, NAME, Refused, chain_options, read};
 use crate::output;
 
 /// Tell whether an image is valid
@@ -43,15 +43,7 @@ pub(super) struct Args {
 }
 
 /// Warnings with which blktap's program does not open an image, or calls it invalid.
-const FATAL: [&str; 7] = [
-    "footer-copy-lost",
-    "footer-copy-differs",
-    "batmap-lost",
-    "batmap-checksum",
-    "locator-place",
-    "locator-room",
-    "locator-text",
-];
+const FATAL: [&str; 5] = ["footer-copy-lost", "batmap-lost", "locator-place", "locator-room", "locator-text"];
 
 /// Information that is passed on.
 const TOLD: &str = "parent-modified";
@@ -122,7 +114,7 @@ fn sort_out(args: &Args, path: &Path, report: &Report) -> Vec<String> {
 /// Checks what the image says of its parent; what is wrong further down is told, unless the parents are checked, too.
 fn check_parents(args: &Args, path: &Path) -> Result<(Vec<String>, Vec<PathBuf>), Failure> {
     let identity = if args.ignore_parent { ParentIdentity::Ignore } else { ParentIdentity::Match };
-    let options = ChainOptions { parent_identity: identity, ..ChainOptions::default() };
+    let options = ChainOptions { parent_identity: identity, ..chain_options() };
     let image = Image::<ReadOnly>::open(path, Lock::None)?;
     match options.open_parents(&image, path) {
         Err(ChainError::Parent { child, tried }) if child != path && !args.parents => {

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use coalesce_worker::{Abort, Budget, CoalesceError, CopyMethod, InPlace, Limits, MergeOptions};
 use rustix::io::Errno;
-use vhd_core::{ByteCount, ChainOptions, SECTOR_SIZE};
+use vhd_core::{ByteCount, SECTOR_SIZE};
 
-use super::Failure;
+use super::{Failure, chain_options};
 
 /// Merge an image into its parent
 #[derive(Debug, clap::Args)]
@@ -25,7 +25,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let abort = Abort::new();
-    let merge = InPlace::prepare(&args.name, &ChainOptions::default(), &abort).map_err(failure)?;
+    let merge = InPlace::prepare(&args.name, &chain_options(), &abort).map_err(failure)?;
     let total = merge.plan().data;
     let show = |done: ByteCount| {
         // Who does not read it does not want to know.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 use vhd_core::{
-    Batmap, ByteCount, ChainOptions, Container, CreateError, Existing, FileOffset, FileStorage, Image, Lock, OpenError,
-    ParentLink, ReadOnly, StorageError, Uuid, folder_of, write_new_file,
+    Batmap, ByteCount, Container, CreateError, Existing, FileOffset, FileStorage, Image, Lock, OpenError, ParentLink,
+    ReadOnly, StorageError, Uuid, folder_of, write_new_file,
 };
 
-use super::{Failure, Refused};
+use super::{Failure, Refused, chain_options};
 
 /// The most that is copied at once where the kernel does not do it.
 const STEP: u64 = 1 << 20;
@@ -89,7 +89,7 @@ failed_from! { CreateError StorageError OpenError vhd_core::MetadataError vhd_co
 fn parent_from(image: &Image<ReadOnly>, name: &Path, new: &Path) -> Result<Option<ParentLink>, Failure> {
     let same_folder = folder_of(name).canonicalize()? == folder_of(new).canonicalize()?;
     let Some(header) = image.header().filter(|_| image.is_differencing() && !same_folder) else { return Ok(None) };
-    let parents = ChainOptions::default().open_parents(image, name)?;
+    let parents = chain_options().open_parents(image, name)?;
     let parent = parents.as_ref().map(|parents| parents.top().path());
     let link = parent.map(|parent| ParentLink::new(folder_of(new), parent, header.parent_unique_id()));
     Ok(link.transpose()?)

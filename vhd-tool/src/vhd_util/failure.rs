@@ -4,7 +4,6 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use rustix::io::Errno;
 use vhd_core::repair::{JournalError, RepairError};
@@ -64,7 +63,7 @@ impl Failure {
     }
 
     /// The exit code that it makes.
-    pub(crate) fn exit_code(&self) -> ExitCode {
+    pub(crate) fn exit_code(&self) -> u8 {
         exit_code(self.errno)
     }
 }
@@ -76,8 +75,8 @@ impl fmt::Display for Failure {
 }
 
 /// The exit code of an error number.
-pub(crate) fn exit_code(errno: Errno) -> ExitCode {
-    u8::try_from(errno.raw_os_error()).unwrap_or(u8::MAX).into()
+pub(crate) fn exit_code(errno: Errno) -> u8 {
+    u8::try_from(errno.raw_os_error()).unwrap_or(u8::MAX)
 }
 
 /// Finds the error number that says best what is wrong.

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use vhd_core::{BlockIndex, ChainOptions, Extents, Header, Sector, SectorRange, Source, Volume};
+use vhd_core::{BlockIndex, Extents, Header, Sector, SectorRange, Source, Volume};
 
-use super::Failure;
+use super::{Failure, chain_options};
 use crate::disk::CHUNK;
 
 /// Blocks that are allocated side by side.
@@ -25,7 +25,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let volume = Volume::open(&args.name, &ChainOptions::default())?;
+    let volume = Volume::open(&args.name, &chain_options())?;
     if args.blocks_only {
         allocate(&volume)?;
     } else {

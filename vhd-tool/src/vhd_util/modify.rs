@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use vhd_core::{
-    ByteCount, Chain, ChainOptions, FileError, FileIdentity, Image, Layer, Lock, OpenError, ParentLink, ReadOnly,
-    ReadWrite, Uuid, folder_of, repair,
+    ByteCount, Chain, FileError, FileIdentity, Image, Layer, Lock, OpenError, ParentLink, ReadOnly, ReadWrite, Uuid,
+    folder_of, repair,
 };
 
 use super::new_image::is_device;
-use super::{Failure, Refused};
+use super::{Failure, Refused, chain_options, open_writable};
 use crate::disk;
 
 /// Change the parent of an image, where it ends, or drop all that it holds
@@ -41,10 +41,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         image.close()?;
     }
     if args.zero {
-        Image::open_writable(&args.name)?.clear()?;
+        open_writable(&args.name)?.clear()?;
     }
     if let Some(size) = args.size {
-        Image::open_writable(&args.name)?.set_physical_size(ByteCount(size))?;
+        open_writable(&args.name)?.set_physical_size(ByteCount(size))?;
     }
     Ok(())
 }
@@ -54,10 +54,14 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 fn open_whole(path: &Path) -> Result<Image<ReadWrite>, Failure> {
     match Image::open_writable(path) {
         Err(OpenError::Header { .. }) => {}
-        image => return Ok(image?),
+        image => {
+            let mut image = image?;
+            image.trim_tail()?;
+            return Ok(image);
+        }
     }
     let backup = is_device(path).then(std::env::temp_dir);
-    let options = repair::Options { backup, parents: ChainOptions::default().parents, ..repair::Options::default() };
+    let options = repair::Options { backup, parents: chain_options().parents, ..repair::Options::default() };
     let repaired = repair::file(path, &options)?;
     let image = Image::open_writable(path)?;
     if let Some(undo) = repaired.undo {
@@ -86,7 +90,7 @@ fn check_no_cycle(args: &Args, parent: &Path) -> Result<(), Failure> {
     let identity = |path: &Path| FileIdentity::at(path).ok();
     let own = identity(&args.name);
     let is_own = |path: &Path| own.is_some() && identity(path) == own;
-    let chain = if args.raw { None } else { Chain::open(parent, &ChainOptions::default()).ok() };
+    let chain = if args.raw { None } else { Chain::open(parent, &chain_options()).ok() };
     if is_own(parent) || chain.is_some_and(|chain| chain.layers().iter().map(Layer::path).any(is_own)) {
         return Err(refused(args, "would be its own parent"));
     }

@@ -1,5 +1,8 @@
 //! Putting a new image where a file or a device is.
 
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,7 +27,10 @@ pub(super) fn place(path: &Path, new: &NewImage) -> Result<(), Failure> {
     if !is_device(&real) {
         let locked = if real.is_file() { Some(FileStorage::open(&real, Lock::Exclusive)) } else { None };
         let _locked = locked.transpose().map_err(FileError::when(path, "replace it"))?;
-        return Ok(create_file(&real, new, Existing::Replace)?);
+        let before = real.metadata().map_err(FileError::when(path, "look at it"))?;
+        create_file(&real, new, Existing::Replace)?;
+        return keep_rights(&real, &before)
+            .map_err(|source| FileError::when(path, "give it back its owner")(source).into());
     }
     let storage = FileStorage::open_writable(path).map_err(FileError::when(path, "open it for writing"))?;
     let container = Container::new(path, Arc::new(storage));
@@ -33,6 +39,18 @@ pub(super) fn place(path: &Path, new: &NewImage) -> Result<(), Failure> {
         container.zero_range(FileOffset(0), new.size)?;
     }
     Ok(create(&container, new)?)
+}
+
+/// Gives a file the owner and the mode of the one that it has replaced.
+fn keep_rights(path: &Path, before: &Metadata) -> io::Result<()> {
+    let now = path.metadata()?;
+    if (now.uid(), now.gid()) != (before.uid(), before.gid()) {
+        std::os::unix::fs::chown(path, Some(before.uid()), Some(before.gid()))?;
+    }
+    if now.mode() != before.mode() {
+        std::fs::set_permissions(path, before.permissions())?;
+    }
+    Ok(())
 }
 
 /// Tells whether a path leads to a block device.

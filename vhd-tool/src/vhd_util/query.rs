@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use rustix::io::Errno;
 use vhd_core::{ChainOptions, FOOTER_SIZE, Header, Image, Lock, ReadError, ReadOnly, UnfinishedResize, real_path};
 
-use super::{Failure, Refused};
+use super::{Failure, Refused, chain_options};
 use crate::output;
 
 /// Print what an image is, in the order in which the questions are listed here
@@ -112,7 +112,7 @@ fn parent(image: &Image<ReadOnly>, args: &Args) -> Result<PathBuf, Failure> {
 }
 
 fn depth(image: &Image<ReadOnly>, args: &Args) -> Result<usize, Failure> {
-    let options = ChainOptions { unfinished_resize: UnfinishedResize::Accept, ..ChainOptions::default() };
+    let options = ChainOptions { unfinished_resize: UnfinishedResize::Accept, ..chain_options() };
     Ok(1 + options.open_parents(image, &args.name)?.map_or(0, |parents| parents.layers().len()))
 }
 

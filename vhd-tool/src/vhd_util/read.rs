@@ -9,9 +9,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use vhd_core::{BlockIndex, Chain, ChainOptions, Image, Lock, ReadOnly, Sector, SectorCount};
+use vhd_core::{BlockIndex, Chain, Image, Lock, ReadOnly, Sector, SectorCount};
 
-use super::{Failure, Refused};
+use super::{Failure, Refused, chain_options};
 use crate::output;
 use content::Dump;
 pub(super) use headers::print as print_headers;
@@ -129,7 +129,7 @@ fn print(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     if args.sectors.is_none() && args.bytes.is_none() {
         return Ok(());
     }
-    let chain = Chain::open(&args.name, &ChainOptions::default())?;
+    let chain = Chain::open(&args.name, &chain_options())?;
     if let Some(first) = args.sectors {
         let bytes = first.checked_mul(512).zip(count.checked_mul(512));
         let (first, count) = bytes.ok_or_else(|| refused(&args.name, "no disk has such sectors"))?;

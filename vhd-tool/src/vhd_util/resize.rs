@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use rustix::io::Errno;
-use vhd_core::{BlockSize, ByteCount, Chain, ChainError, ChainOptions, FooterOrigin, Image, ReadWrite};
+use vhd_core::{BlockSize, ByteCount, Chain, ChainError, Image, ReadWrite};
 
 use super::failure::errno_of;
-use super::{Failure, NAME, Refused};
+use super::{Failure, NAME, Refused, chain_options, open_writable};
 use crate::output;
 
 /// Make the disk of an image larger
@@ -30,7 +30,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let refused = |errno, what: &str| Refused::image(&args.name, errno, what);
     let size = args.size.checked_mul(1 << 20).and_then(|bytes| bytes.checked_next_multiple_of(2 << 20));
     let size = ByteCount(size.ok_or_else(|| refused(Errno::INVAL, "no disk can be so large"))?);
-    let mut image = Image::open_writable(&args.name)?;
+    let mut image = open_writable(&args.name)?;
     let Some(header) = image.header() else { return Err(refused(Errno::INVAL, "a fixed disk keeps its size").into()) };
     let (block_size, entries): (BlockSize, u32) = (header.block_size(), header.max_table_entries());
     let present = image.footer().current_size();
@@ -41,9 +41,6 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         return Ok(());
     }
     let parent_size = parent_size(&image, args)?;
-    if image.footer_origin() == FooterOrigin::Start {
-        image.renew_footers()?;
-    }
     match &args.journal {
         Some(journal) => image.set_size_journaled(size, parent_size, journal)?,
         None if block_size.blocks_for(size) > u64::from(entries) => {
@@ -56,7 +53,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 
 /// The size of the parent's disk, which must not show where this one grows.
 fn parent_size(image: &Image<ReadWrite>, args: &Args) -> Result<ByteCount, Failure> {
-    match ChainOptions::default().open_parents(image, &args.name) {
+    match chain_options().open_parents(image, &args.name) {
         Ok(parents) => Ok(parents.as_ref().map_or(ByteCount(0), Chain::size)),
         // Logical volumes of parents may be inactive. The storage manager never has a parent that is larger.
         Err(error @ ChainError::Parent { .. }) if errno_of(&error) == Errno::NOENT => {

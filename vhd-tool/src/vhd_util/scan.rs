@@ -4,6 +4,7 @@ mod braces;
 mod entry;
 mod line;
 mod lvm;
+mod pattern;
 mod peek;
 mod tree;
 
@@ -11,7 +12,6 @@ use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Component, Path, PathBuf};
 
-use glob::MatchOptions;
 use rayon::prelude::*;
 
 use super::Failure;
@@ -68,7 +68,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let group = args.group.as_deref().map(VolumeGroup::list).transpose()?;
     let paths = match &group {
         Some(group) => matching_volumes(args, group)?,
-        None => matching_files(args)?,
+        None => matching_files(args),
     };
     let mut images = list(args, group.as_ref(), paths);
     let mut failed = None;
@@ -90,16 +90,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// Lists the files that match in the order of their names, then those that were named, each once.
-fn matching_files(args: &Args) -> Result<Vec<PathBuf>, Failure> {
-    let options =
-        MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
-    let mut paths = Vec::new();
-    for pattern in args.matching.iter().flat_map(|pattern| braces::expand(pattern)) {
-        // What cannot be listed holds nothing to be found.
-        paths.extend(glob::glob_with(&pattern, options)?.filter_map(Result::ok));
-    }
-    paths.extend(args.files.iter().cloned());
-    Ok(each_once(paths))
+fn matching_files(args: &Args) -> Vec<PathBuf> {
+    let patterns = args.matching.iter().flat_map(|pattern| braces::expand(pattern));
+    let paths = patterns.flat_map(|pattern| pattern::matching(&pattern)).chain(args.files.iter().cloned());
+    each_once(paths.collect())
 }
 
 /// Lists the volumes that match, or that were named; without a pattern or a name, all.

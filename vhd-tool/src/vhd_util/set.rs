@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use vhd_core::Image;
-
-use super::Failure;
+use super::{Failure, open_writable};
 
 /// Set a field of an image
 #[derive(Debug, clap::Args)]
@@ -29,7 +27,7 @@ enum Field {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let mut image = Image::open_writable(&args.name)?;
+    let mut image = open_writable(&args.name)?;
     match args.field {
         Field::Hidden => image.set_hidden(args.value != 0)?,
         Field::Marker => image.set_marker(args.value)?,

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use vhd_core::{
-    BlockSize, ByteCount, Chain, ChainOptions, FileError, FileIdentity, FileStorage, Image, KeyHash, Layer, Lock,
-    NewImage, NewKind, OpenError, ParentLink, ReadOnly, Uuid, folder_of,
+    BlockSize, ByteCount, Chain, FileError, FileIdentity, FileStorage, Image, KeyHash, Layer, Lock, NewImage, NewKind,
+    OpenError, ParentLink, ReadOnly, Uuid, folder_of,
 };
 
 use super::new_image::{mebibytes, place};
-use super::{Failure, Refused};
+use super::{Failure, Refused, chain_options};
 use crate::disk;
 
 /// Create an empty child of an image
@@ -76,7 +76,7 @@ fn vhd_base(args: &Args) -> Result<(Base, ByteCount, Option<KeyHash>), Failure> 
     let mut base = Base { path: args.parent.clone(), unique_id: given.footer().unique_id(), depth: None };
     let may_replace = args.name.exists();
     if args.limit.is_some() || may_replace || is_empty && !args.empty {
-        let chain = Chain::open(&args.parent, &ChainOptions::default())?;
+        let chain = Chain::open(&args.parent, &chain_options())?;
         if may_replace {
             chain.layers().iter().try_for_each(|layer| refuse_own_parent(args, layer.path()))?;
         }

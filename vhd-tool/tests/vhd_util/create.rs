@@ -119,3 +119,16 @@ fn room_is_made_for_as_much_as_the_storage_manager_asks_for() {
         assert!(report.worst() < Some(Severity::Warning), "{:?}", report.findings());
     }
 }
+
+#[test]
+fn a_file_that_is_replaced_keeps_its_owner_and_mode() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.vhd");
+    std::fs::write(&path, "old").unwrap();
+    chown(&path, Some(33), Some(34)).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    done(folder.path(), &["create", "-n", "disk.vhd", "-s", "4"]);
+    let found = path.metadata().unwrap();
+    assert_eq!((found.uid(), found.gid(), found.mode() & 0o7777), (33, 34, 0o600));
+}

@@ -66,7 +66,8 @@ fn what_needs_more_than_footers_is_left_alone() {
 #[test]
 fn a_torn_batmap_is_mended() {
     let folder = golden::unpack(&["torn-batmap.vhd"]);
-    ended(folder.path(), &["check", "-n", "torn-batmap.vhd"], 22);
+    let told = || ended(folder.path(), &["check", "-n", "torn-batmap.vhd"], 0).1;
+    assert!(told().contains("checksum"), "{}", told());
     done(folder.path(), &["repair", "-n", "torn-batmap.vhd"]);
-    done(folder.path(), &["check", "-n", "torn-batmap.vhd"]);
+    assert_eq!(told(), "");
 }

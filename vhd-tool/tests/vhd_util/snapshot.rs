@@ -4,7 +4,7 @@ use std::path::Path;
 use testkit::golden;
 use vhd_core::{Image, Lock, ReadOnly, Uuid};
 
-use crate::program::{done, files, guest, refused, write};
+use crate::program::{command, done, ended, files, guest, refused, write};
 
 fn open(folder: &Path, name: &str) -> Image<ReadOnly> {
     Image::open(&folder.join(name), Lock::None).expect("the image opens")
@@ -147,4 +147,33 @@ fn an_image_whose_resize_was_interrupted_gets_no_child() {
     let said = refused(folder.path(), &["snapshot", "-n", "child.vhd", "-p", "poisoned.vhd"], 22);
     assert!(said.contains("resize"), "{said}");
     assert!(!folder.path().join("child.vhd").exists());
+}
+
+#[test]
+fn a_guest_that_writes_a_footer_on_its_raw_disk_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    done(at, &["create", "-n", "fixed.vhd", "-s", "4", "-r"]);
+    fs::copy(at.join("fixed.vhd"), at.join("raw.img")).unwrap();
+    done(at, &["snapshot", "-m", "-n", "child.vhd", "-p", "raw.img"]);
+    assert_eq!(done(at, &["query", "-d", "-n", "child.vhd"]), "chain depth: 2\n");
+    done(at, &["check", "-n", "child.vhd"]);
+    // What is named as an image, and is one, is no raw disk, whatever the child says.
+    fs::rename(at.join("raw.img"), at.join("raw.vhd")).unwrap();
+    done(at, &["snapshot", "-m", "-n", "other.vhd", "-p", "raw.vhd"]);
+    assert!(ended(at, &["check", "-n", "other.vhd"], 22).0.contains("raw"));
+}
+
+#[test]
+fn parents_in_other_folders_are_allowed_by_the_environment() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    for name in ["parents", "children"] {
+        fs::create_dir(at.join(name)).unwrap();
+    }
+    done(at, &["create", "-n", "parents/a.vhd", "-s", "4"]);
+    done(at, &["snapshot", "-n", "children/b.vhd", "-p", "parents/a.vhd"]);
+    let depth = ["query", "-d", "-n", "children/b.vhd"];
+    command(at, &depth).assert().failure();
+    command(at, &depth).env("VHD_UTIL_PARENT_ROOTS", at.join("parents")).assert().success();
 }
