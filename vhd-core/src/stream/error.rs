@@ -77,7 +77,7 @@ pub enum StreamError {
         source: FooterError,
     },
     /// The parts of the image contradict each other.
-    #[error("the stream is damaged, or cannot be read front to back: {0}")]
+    #[error("the stream is damaged, or cannot be read front to back")]
     Damaged(#[from] StreamFault),
 }
 

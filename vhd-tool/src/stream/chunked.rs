@@ -10,7 +10,7 @@
 
 use std::io::{Read, Write};
 
-use vhd_core::ByteCount;
+use vhd_core::{ByteCount, SECTOR_SIZE};
 
 use super::failure::StreamFailure;
 use super::plain::{PlainReader, PlainWriter};
@@ -27,15 +27,19 @@ pub(crate) struct ChunkedWriter<W> {
     out: PlainWriter<W>,
     /// The receiver has nothing but zeros already.
     prezeroed: bool,
+    /// The end of the last frame, and of the last zeros that were left out.
+    sent: ByteCount,
+    left_out: ByteCount,
 }
 
 impl<W: Write> ChunkedWriter<W> {
     /// Sends to `out`; to a receiver that is not `prezeroed` zeros are sent like any other bytes.
     pub(crate) fn new(out: W, prezeroed: bool) -> Self {
-        Self { out: PlainWriter::new(out), prezeroed }
+        Self { out: PlainWriter::new(out), prezeroed, sent: ByteCount(0), left_out: ByteCount(0) }
     }
 
     fn header(&mut self, at: ByteCount, length: u64) -> Result<(), CommandError> {
+        self.sent = ByteCount(at.0 + length);
         let mut header = [0; HEADER];
         header[..8].copy_from_slice(&at.0.to_le_bytes());
         header[8..].copy_from_slice(&u32::try_from(length).expect("a frame has at most 2 MiB").to_le_bytes());
@@ -56,8 +60,25 @@ impl<W: Write> Destination for ChunkedWriter<W> {
 
     fn zeros(&mut self, at: ByteCount, length: ByteCount) -> Result<(), CommandError> {
         if self.prezeroed {
+            self.left_out = ByteCount(at.0 + length.0);
             return Ok(());
         }
+        self.send_zeros(at, length)
+    }
+
+    fn finish(&mut self) -> Result<(), CommandError> {
+        if self.left_out > self.sent {
+            // Nothing else tells the receiver where the disk ends.
+            let last = SECTOR_SIZE.min(self.left_out.0 - self.sent.0);
+            self.send_zeros(ByteCount(self.left_out.0 - last), ByteCount(last))?;
+        }
+        self.out.write(&[0; HEADER])?;
+        self.out.flush()
+    }
+}
+
+impl<W: Write> ChunkedWriter<W> {
+    fn send_zeros(&mut self, at: ByteCount, length: ByteCount) -> Result<(), CommandError> {
         let mut done = 0;
         while done < length.0 {
             let step = MOST.min(length.0 - done);
@@ -66,11 +87,6 @@ impl<W: Write> Destination for ChunkedWriter<W> {
             done += step;
         }
         Ok(())
-    }
-
-    fn finish(&mut self) -> Result<(), CommandError> {
-        self.out.write(&[0; HEADER])?;
-        self.out.flush()
     }
 }
 

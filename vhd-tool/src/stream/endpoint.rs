@@ -1,8 +1,8 @@
 //! The ends of a transfer as they are named on the command line.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Seek, Write};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -81,8 +81,9 @@ pub(crate) fn parse_descriptor(text: &str) -> Result<i32, EndpointError> {
 
 /// A destination before it is decided how it is filled.
 pub(crate) enum Output {
-    /// A file or device that is there, written in place.
-    Place(Container),
+    /// A file or device that is there, written in place; a descriptor of a file then stands at its end, as after any
+    /// other writing.
+    Place(Container, Option<File>),
     /// A file that is not there yet.
     New(PathBuf),
     /// Bytes in order.
@@ -156,23 +157,25 @@ const INCOMPLETE: &str = "the destination is written in place: it is incomplete 
 impl Output {
     /// The file or device that is there already.
     pub(crate) fn identity(&self) -> Option<FileIdentity> {
-        let Self::Place(container) = self else { return None };
+        let Self::Place(container, _) = self else { return None };
         let file = container.storage().as_file().map(FileStorage::identity);
         file.or_else(|| FileIdentity::at(container.path()).ok())
     }
 
     /// Its length, where that is known before it is filled.
     pub(crate) fn length(&self) -> Option<ByteCount> {
-        let Self::Place(container) = self else { return None };
+        let Self::Place(container, _) = self else { return None };
         container.len().ok().filter(|length| length.0 > 0)
     }
 
     /// Fills it: a new file gets its name only when that has succeeded.
     pub(crate) fn fill(self, fill: impl FnOnce(Target<'_>) -> Result<(), CommandError>) -> Result<(), CommandError> {
         match self {
-            Self::Place(container) => {
+            Self::Place(container, descriptor) => {
                 let target = Target::Place { container, fresh: false };
-                fill(target).map_err(|error| error.hint(INCOMPLETE))
+                fill(target).map_err(|error| error.hint(INCOMPLETE))?;
+                let end = descriptor.map(|mut file| file.seek(SeekFrom::End(0)));
+                end.transpose().map(drop).map_err(|error| Refusal::io("the destination", "go to its end")(error).into())
             }
             Self::New(path) => write_new_file(&path, Existing::Keep, |container| {
                 fill(Target::Place { container: container.clone(), fresh: true })
@@ -189,9 +192,16 @@ impl Output {
 }
 
 impl Endpoint {
-    /// Whether it is standard output.
+    /// Whether it is standard output, by whatever name.
     pub(crate) fn is_stdout(&self) -> bool {
-        matches!(self, Self::Stdout | Self::Descriptor(1))
+        let path = match self {
+            Self::Stdout | Self::Descriptor(1) => return true,
+            Self::Descriptor(number) => format!("/proc/self/fd/{number}").into(),
+            Self::File(path) => path.clone(),
+            Self::Stdin | Self::Null | Self::Peer(_) => return false,
+        };
+        let found = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+        found(&path).is_some_and(|file| found(Path::new("/proc/self/fd/1")) == Some(file))
     }
 
     /// Which file it is, where it is one.
@@ -265,8 +275,9 @@ fn output_of(mut file: File, name: &str) -> Result<Output, CommandError> {
     let appends = rustix::fs::fcntl_getfl(&file).is_ok_and(|flags| flags.contains(OFlags::APPEND));
     let at_start = file.stream_position().is_ok_and(|position| position == 0);
     if (kind.is_file() || kind.is_block_device()) && at_start && !appends {
+        let copy = if kind.is_file() { Some(file.try_clone().map_err(Refusal::io(name, "copy it"))?) } else { None };
         let storage = FileStorage::new(file).map_err(Refusal::io(name, "open it"))?;
-        return Ok(Output::Place(Container::new(name, Arc::new(storage))));
+        return Ok(Output::Place(Container::new(name, Arc::new(storage)), copy));
     }
     Ok(Output::Bytes(Box::new(file)))
 }
@@ -279,7 +290,7 @@ fn open_path(path: &Path) -> Result<Output, CommandError> {
     };
     if kind.is_file() || kind.is_block_device() {
         let storage = FileStorage::open_writable(path).map_err(Refusal::io(path, "open it"))?;
-        return Ok(Output::Place(Container::new(path, Arc::new(storage))));
+        return Ok(Output::Place(Container::new(path, Arc::new(storage)), None));
     }
     let flags = OFlags::NOCTTY.bits().cast_signed();
     let file = File::options().write(true).custom_flags(flags).open(path).map_err(Refusal::io(path, "open it"))?;

@@ -122,13 +122,14 @@ impl LocalDisk {
         matches!(self.content, Content::Delta(..))
     }
 
-    /// The chains that it is read from.
+    /// The chains that it is read from, and that of the base.
     pub(crate) fn chains(&self) -> impl Iterator<Item = &Chain> {
-        let tables = match &self.content {
-            Content::Of(tables) | Content::Delta(tables, _) => Some(&**tables),
-            Content::Found(_) => None,
+        let (tables, base) = match &self.content {
+            Content::Of(tables) => (Some(&**tables), None),
+            Content::Delta(tables, delta) => (Some(&**tables), Some(delta.base())),
+            Content::Found(_) => (None, None),
         };
-        std::iter::once(&*self.data).chain(tables)
+        std::iter::once(&*self.data).chain(tables).chain(base)
     }
 
     /// Describes the image that it is sent as: whole, or a child of the base.
@@ -238,8 +239,17 @@ impl Source for LocalDisk {
             }
         }
         let mut last = outlet.batch(ByteCount(at));
-        if !self.is_delta() {
-            last.add_zeros(at..size);
+        match &self.content {
+            // Nothing else tells the receiver that the disk has become larger than the base.
+            Content::Delta(_, delta) if at < size && delta.base().size() < self.size => {
+                let sector = Sector((size - 1) / SECTOR_SIZE);
+                last = outlet.batch(ByteCount(sector.byte_offset()));
+                last.bytes.resize(SECTOR_SIZE as usize, 0);
+                self.read(SectorRange::new(sector, SectorCount(1)), &mut last.bytes)?;
+                last.add_data(sector.byte_offset()..size);
+            }
+            Content::Delta(..) => {}
+            Content::Of(_) | Content::Found(_) => last.add_zeros(at..size),
         }
         last.done = self.size;
         outlet.send(last)

@@ -30,6 +30,8 @@ pub(crate) struct RawSink {
     end: ByteCount,
     /// The length that cannot change.
     limit: Option<ByteCount>,
+    /// Nothing that lies beyond the disk is to stay.
+    cut: bool,
 }
 
 impl RawSink {
@@ -50,7 +52,8 @@ impl RawSink {
             container.set_len(ByteCount(0))?;
         }
         let blank = fresh || empties || expected.prezeroed;
-        Ok(Self { container, blank, size: expected.size, end: ByteCount(0), limit })
+        let cut = limit.is_none() && expected.whole && expected.size.is_some();
+        Ok(Self { container, blank, size: expected.size, end: ByteCount(0), limit, cut })
     }
 
     /// Checks that a range lies on the disk; beyond the end of a device whose disk nobody gave a size, it is cut.
@@ -98,7 +101,8 @@ impl Destination for RawSink {
 
     fn finish(&mut self) -> Result<(), CommandError> {
         let end = self.size.unwrap_or_default().max(self.end);
-        if self.limit.is_none() && self.container.len()? < end {
+        let length = self.container.len()?;
+        if self.limit.is_none() && length < end || self.cut && length > end {
             self.container.set_len(end)?;
         }
         Ok(self.container.sync()?)

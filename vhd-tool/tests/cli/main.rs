@@ -16,6 +16,7 @@ mod life_cycle;
 mod map;
 mod options;
 mod peers;
+mod places;
 mod program;
 mod read;
 mod read_headers;

@@ -139,8 +139,10 @@ fn chunks_are_put_to_an_http_server() {
     assert!(
         head.starts_with("PUT /import_raw_vdi?vdi=1 HTTP/1.1\r\n") && head.contains("\r\nCookie: chunked=true\r\n")
     );
-    let frame = [&MIB.to_le_bytes()[..], &65536_u32.to_le_bytes(), &[7; 65536], &[0; 12]].concat();
-    assert!(body == frame);
+    let data = [&MIB.to_le_bytes()[..], &65536_u32.to_le_bytes(), &[7; 65536]].concat();
+    // Where the disk ends is told by its last sector.
+    let last = [&(8 * MIB - 512).to_le_bytes()[..], &512_u32.to_le_bytes(), &[0; 512]].concat();
+    assert!(body == [&data[..], &last, &[0; 12]].concat());
 }
 
 #[test]

@@ -1,0 +1,93 @@
+//! Where disks that are sent end up: descriptors, their own sources, the ends of disks.
+
+use std::fs;
+
+use crate::program::{done, refused};
+use crate::stream::{chain, raw, same, shell};
+
+const RELATIVE: &str = "$TOOL stream --source-format vhd --source leaf.vhd --relative-to";
+
+#[test]
+fn a_descriptor_stands_at_the_end_of_what_was_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    raw(at, "disk.img", 3 << 20, &[(4096, 5000)]);
+    for protocol in ["none", "chunked", "tar --tar-filename-prefix A/"] {
+        let script = format!(
+            "{{ $TOOL stream --source disk.img --destination-protocol {protocol}; printf TRAILER; }} > file
+            {{ $TOOL stream --source disk.img --destination-protocol {protocol}; printf TRAILER; }} | cat > piped
+            exec 7> twice; for i in 1 2; do $TOOL stream --source disk.img --destination-protocol {protocol} --destination-fd 7; done
+            {{ cat piped piped; }} | wc -c; wc -c < twice"
+        );
+        let lengths = String::from_utf8(shell(at, &script)).unwrap();
+        same(at, "file", "piped");
+        let lengths: Vec<u64> = lengths.lines().map(|line| line.trim().parse().unwrap()).collect();
+        assert_eq!(lengths[0] - 2 * "TRAILER".len() as u64, lengths[1], "{protocol}");
+    }
+}
+
+#[test]
+fn the_base_of_a_difference_is_no_destination() {
+    let folder = chain();
+    let at = folder.path();
+    fs::hard_link(at.join("base.img"), at.join("link.img")).unwrap();
+    let before = fs::read(at.join("base.img")).unwrap();
+    for destination in ["base.img", "link.img"] {
+        for how in [["--destination-format", "vhd"], ["--destination-protocol", "chunked"]] {
+            let args = ["stream", "--source-format", "vhd", "--source", "leaf.vhd", "--relative-to", "base.img"];
+            refused(at, &[&args[..], &how, &["--destination", destination]].concat(), 5, &["is read through it"]);
+        }
+    }
+    assert!(fs::read(at.join("base.img")).unwrap() == before);
+}
+
+#[test]
+fn digits_do_not_go_where_the_disk_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    raw(at, "disk.img", 3 << 20, &[(4096, 5000)]);
+    for destination in ["--destination file:///dev/stdout", "--destination-fd 7 7>&1", "--destination stdout:"] {
+        let all: String = (0..=100).map(|percent| format!("{percent:03}")).collect();
+        shell(at, &format!("$TOOL stream --source disk.img --progress --machine {destination} 2> digits | cat > sent"));
+        same(at, "disk.img", "sent");
+        assert_eq!(fs::read_to_string(at.join("digits")).unwrap(), all, "{destination}");
+    }
+}
+
+#[test]
+fn chunks_tell_where_a_disk_ends() {
+    let folder = chain();
+    let at = folder.path();
+    raw(at, "disk.img", (8 << 20) + 100, &[(0, 5)]);
+    for options in ["", "--prezeroed"] {
+        shell(
+            at,
+            &format!(
+                "$TOOL stream --source disk.img --destination-protocol chunked {options} |
+                $TOOL serve --source-protocol chunked --destination got{options}.img"
+            ),
+        );
+        same(at, "disk.img", &format!("got{options}.img"));
+    }
+    // One that has grown since, and holds nothing there.
+    done(at, &["resize", "leaf.vhd", "20M"]);
+    done(at, &["convert", "leaf.vhd", "grown.img", "--to", "raw"]);
+    let script = format!(
+        "cp base.img applied.img; {RELATIVE} base.vhd --destination-protocol chunked |
+        $TOOL serve --source-protocol chunked --destination applied.img"
+    );
+    shell(at, &script);
+    same(at, "grown.img", "applied.img");
+}
+
+#[test]
+fn nothing_stays_behind_the_end_of_a_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    raw(at, "disk.img", 3 << 20, &[(4096, 5000)]);
+    for options in ["", "--prezeroed"] {
+        fs::write(at.join("long.img"), vec![0; 5 << 20]).unwrap();
+        shell(at, &format!("$TOOL stream --source disk.img --destination long.img {options}"));
+        same(at, "disk.img", "long.img");
+    }
+}
