@@ -89,7 +89,7 @@ uninstall: ## what `install` has put there, but for /etc/default/coalesce-worker
 	done
 
 test-install: ## what has been built for the tests, installed into a folder, used there, and removed again
-	rm -rf target/test-install && cargo run --locked -q -p vhd-tool --example assets -- target/debug/assets
+	rm -rf target/test-install && cargo build --workspace --locked -q --example assets && target/debug/examples/assets target/debug/assets
 	$(MAKE) --no-print-directory install-files BINARIES=target/debug ASSETS=target/debug/assets DESTDIR=target/test-install
 	cd target/test-install/usr/local && bin/vhd-util create -n disk.vhd -s 4 && [ "$$(bin/vhd-util query -v -n disk.vhd)" = 4 ] && \
 		bin/vhd-tool check disk.vhd && bin/sr-plugin methods > /dev/null && bin/coalesce-worker --version > /dev/null && rm disk.vhd
