@@ -276,7 +276,12 @@ impl Footer {
 
     /// Tells whether the node is an inner one of a chain, no user's volume (blktap).
     pub fn hidden(&self) -> bool {
-        self.raw.hidden != 0
+        self.hidden_value() != 0
+    }
+
+    /// The byte that says whether it is [`hidden`](Self::hidden): 0 or 1 unless somebody has set another (blktap).
+    pub fn hidden_value(&self) -> u8 {
+        self.raw.hidden
     }
 
     /// Makes a differencing image a dynamic one, or the other way round: both have a header at the same place.
@@ -295,7 +300,12 @@ impl Footer {
 
     /// Marks the node as hidden or as a volume.
     pub(crate) fn set_hidden(&mut self, hidden: bool) {
-        self.raw.hidden = u8::from(hidden);
+        self.set_hidden_value(hidden.into());
+    }
+
+    /// Marks the node as a volume, 0, or as hidden, any other value.
+    pub(crate) fn set_hidden_value(&mut self, hidden: u8) {
+        self.raw.hidden = hidden;
         self.seal();
     }
 

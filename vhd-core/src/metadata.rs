@@ -111,7 +111,15 @@ impl Image<ReadWrite> {
     /// # Crash safety
     /// One sector, the end footer, decides; the copy at the start follows once it is durable.
     pub fn set_hidden(&mut self, hidden: bool) -> Result<(), MetadataError> {
-        self.change_footer(|footer| footer.set_hidden(hidden))
+        self.set_hidden_value(hidden.into())
+    }
+
+    /// As [`set_hidden`](Self::set_hidden), with the byte itself: 0 for a volume.
+    ///
+    /// # Errors
+    /// A failed write or sync.
+    pub fn set_hidden_value(&mut self, hidden: u8) -> Result<(), MetadataError> {
+        self.change_footer(|footer| footer.set_hidden_value(hidden))
     }
 
     /// Makes the image another one to whoever knew it: children that name the old id refuse to read through it.

@@ -29,7 +29,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 use rustix::io::Errno;
 use vhd_core::{ChainOptions, Image, ParentPlaces, ReadWrite};
 
@@ -88,7 +88,7 @@ enum Command {
 
 /// Runs a command; the name of the program comes first. Gives the exit code.
 pub(crate) fn run(args: &[OsString]) -> u8 {
-    let command = match VhdUtil::try_parse_from(args) {
+    let command = match parse(args) {
         Ok(parsed) => parsed.command,
         Err(error) => return refused(args, &error),
     };
@@ -99,6 +99,15 @@ pub(crate) fn run(args: &[OsString]) -> u8 {
             failure.exit_code()
         }
     }
+}
+
+fn parse(args: &[OsString]) -> Result<VhdUtil, clap::Error> {
+    let takes_value = |arg: &Arg| !arg.is_positional() && arg.get_action().takes_values();
+    // What follows such an option is its value, whatever it begins with.
+    let command = VhdUtil::command().mut_subcommands(|command| {
+        command.mut_args(|arg| if takes_value(&arg) { arg.allow_hyphen_values(true) } else { arg })
+    });
+    VhdUtil::from_arg_matches(&command.try_get_matches_from(args)?)
 }
 
 fn dispatch(command: &Command) -> Result<(), Failure> {

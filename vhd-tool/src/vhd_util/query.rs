@@ -71,7 +71,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         }
     }
     if args.hidden {
-        writeln!(out, "hidden: {}", u8::from(image.footer().hidden()))?;
+        writeln!(out, "hidden: {}", image.footer().hidden_value())?;
     }
     if args.marker {
         writeln!(out, "marker: {}", image.marker()?)?;

@@ -25,7 +25,7 @@ pub(super) struct Args {
     /// Print footer, header, locators and batmap, as far as they can be read
     #[arg(short = 'p')]
     headers: bool,
-    /// Print where a sector is in this layer
+    /// Print where sectors are in this layer, a line each
     #[arg(short = 't', value_name = "SECTOR")]
     translate: Option<u64>,
     /// Print the BAT's entry for a block
@@ -100,7 +100,7 @@ fn print(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let hex = args.hex;
     let count = args.count;
     if let Some(sector) = args.translate {
-        blocks::translate(&image, Sector(sector), out)?;
+        blocks::translate(&image, Sector(sector), SectorCount(count), out)?;
     }
     if let Some(first) = args.bat {
         blocks::bat_entries(&image, BlockIndex(first), count, out)?;

@@ -20,7 +20,7 @@ pub(super) struct Args {
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Field {
-    /// 0: a volume; 1: an inner node of a chain
+    /// 0: a volume; 1, as any other value: an inner node of a chain
     Hidden,
     /// A byte that means something to whoever set it
     Marker,
@@ -29,7 +29,7 @@ enum Field {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let mut image = open_writable(&args.name)?;
     match args.field {
-        Field::Hidden => image.set_hidden(args.value != 0)?,
+        Field::Hidden => image.set_hidden_value(args.value)?,
         Field::Marker => image.set_marker(args.value)?,
     }
     image.close()?;

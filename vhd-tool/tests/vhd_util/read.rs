@@ -173,10 +173,19 @@ fn places_of_sectors_and_blocks() {
     );
     assert_eq!(read(&["-t", "18"]), expected);
     assert_eq!(read(&["-t", "4100"]), "sector 4100: block: 1 sec: 4 not allocated\n");
+    let two = "sector 4100: block: 1 sec: 4 not allocated\nsector 4101: block: 1 sec: 5 not allocated\n";
+    assert_eq!(read(&["-t", "4100", "-c", "2"]), two);
     assert_eq!(read(&["-b", "3", "-c", "2"]), "block: 3: not allocated\nblock: 4: not allocated\n");
     assert_eq!(done(folder.path(), &["read", "-t", "3", "-n", "fixed-4m.vhd"]), "sector 3: data offset: 1536\n");
-    for args in [&["-t", "20480"][..], &["-b", "5"], &["-b", "4", "-c", "2"], &["-b", "-1"], &["-m", "1"], &["-d", "1"]]
-    {
+    for args in [
+        &["-t", "20480"][..],
+        &["-t", "20479", "-c", "2"],
+        &["-b", "5"],
+        &["-b", "4", "-c", "2"],
+        &["-b", "-1"],
+        &["-m", "1"],
+        &["-d", "1"],
+    ] {
         refused(folder.path(), &[&["read", "-n", "prealloc.vhd"], args].concat(), 22);
     }
     refused(folder.path(), &["read", "-b", "0", "-n", "fixed-4m.vhd"], 22);

@@ -1,3 +1,5 @@
+use std::fs;
+
 use testkit::golden;
 use vhd_core::{Image, Lock, ReadOnly};
 
@@ -16,6 +18,28 @@ fn hidden_is_set_and_cleared_as_the_storage_manager_does_it() {
         assert_eq!(done(folder.path(), &["--debug", "set", "-n", image, "-f", "hidden", "-v", "0"]), "");
         assert!(!hidden());
     }
+}
+
+#[test]
+fn any_value_but_zero_hides_and_is_kept() {
+    let folder = golden::unpack(&["empty-10m.vhd"]);
+    for value in ["255", "7", "1", "0"] {
+        done(folder.path(), &["set", "-n", "empty-10m.vhd", "-f", "hidden", "-v", value]);
+        assert_eq!(done(folder.path(), &["query", "-f", "-n", "empty-10m.vhd"]), format!("hidden: {value}\n"));
+        let line = done(folder.path(), &["scan", "-f", "empty-10m.vhd"]);
+        assert!(line.contains(&format!(" hidden={value} ")), "{line}");
+        let image: Image<ReadOnly> = Image::open(&folder.path().join("empty-10m.vhd"), Lock::None).unwrap();
+        assert_eq!(image.footer().hidden(), value != "0");
+    }
+}
+
+#[test]
+fn a_value_may_begin_with_a_hyphen() {
+    let folder = golden::unpack(&["empty-10m.vhd"]);
+    fs::rename(folder.path().join("empty-10m.vhd"), folder.path().join("-disk.vhd")).unwrap();
+    done(folder.path(), &["set", "--debug", "-n", "-disk.vhd", "-f", "hidden", "-v", "1"]);
+    assert_eq!(done(folder.path(), &["query", "-fn", "-disk.vhd"]), "hidden: 1\n");
+    refused(folder.path(), &["set", "-n", "-disk.vhd", "-f", "hidden", "-v", "-1"], 22);
 }
 
 #[test]

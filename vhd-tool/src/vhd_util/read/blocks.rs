@@ -4,6 +4,7 @@ use std::io::Write;
 
 use vhd_core::{
     Batmap, BlockIndex, BlockPlace, ByteCount, Container, FileOffset, Header, Image, ReadOnly, SECTOR_SIZE, Sector,
+    SectorCount,
 };
 
 use super::content::Dump;
@@ -45,10 +46,18 @@ fn place(image: &Image<ReadOnly>, block: u32) -> Result<BlockPlace, Failure> {
     Ok(BlockPlace::from_entry(entry, header(image)?.block_size()))
 }
 
-pub(super) fn translate(image: &Image<ReadOnly>, sector: Sector, out: &mut dyn Write) -> Result<(), Failure> {
-    if sector.0 >= image.sectors().0 {
-        return Err(refused(image.path(), &format!("the disk has only {} sectors", image.sectors())).into());
-    }
+pub(super) fn translate(
+    image: &Image<ReadOnly>,
+    first: Sector,
+    count: SectorCount,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let end = first.0.checked_add(count.0).filter(|&end| end <= image.sectors().0);
+    let end = end.ok_or_else(|| refused(image.path(), &format!("the disk has only {} sectors", image.sectors())))?;
+    (first.0..end).try_for_each(|sector| translate_one(image, Sector(sector), out))
+}
+
+fn translate_one(image: &Image<ReadOnly>, sector: Sector, out: &mut dyn Write) -> Result<(), Failure> {
     let Some(size) = image.header().map(Header::block_size) else {
         return Ok(writeln!(out, "sector {sector}: data offset: {}", sector.byte_offset())?);
     };

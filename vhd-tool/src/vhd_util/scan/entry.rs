@@ -16,7 +16,7 @@ pub(super) struct Found {
     pub(super) capacity: ByteCount,
     /// The length of its file, or the size of its volume.
     pub(super) size: ByteCount,
-    pub(super) hidden: bool,
+    pub(super) hidden: u8,
     /// Where that was asked for.
     pub(super) marks: Option<(u8, Option<KeyHash>)>,
     pub(super) parent: Option<Parent>,
@@ -81,7 +81,7 @@ fn describe(
         }
         None => None,
     };
-    let (capacity, hidden) = (image.footer().current_size(), image.footer().hidden());
+    let (capacity, hidden) = (image.footer().current_size(), image.footer().hidden_value());
     Ok(Found { capacity, size, hidden, marks, parent })
 }
 

@@ -29,8 +29,7 @@ impl fmt::Display for Line<'_> {
                 return write!(line, " scan-error={} error-message='{message}'", -failure.errno().raw_os_error());
             }
         };
-        let hidden = u8::from(found.hidden);
-        write!(line, " capacity={} size={} hidden={hidden}", found.capacity, found.size)?;
+        write!(line, " capacity={} size={} hidden={}", found.capacity, found.size, found.hidden)?;
         if let Some((marker, key)) = &found.marks {
             let key = key.map_or_else(|| "none".into(), |key| hex(&key.hash));
             write!(line, " marker={marker} keyhash={key}")?;
