@@ -61,7 +61,8 @@ struct GlobalOptions {
 /// What xapi gives to its own program of this name, with every command.
 #[derive(Debug, clap::Args)]
 struct ForeignOptions {
-    /// Allow parents beneath these folders too, separated by colons; `/`, which would be anywhere, is passed over
+    /// Look for parents in these folders too, separated by colons, and allow them beneath; `/`, which would be anywhere,
+    /// is passed over
     #[arg(
         long,
         global = true,
@@ -171,14 +172,15 @@ impl Context {
 
     /// Which parents may be opened.
     pub(crate) fn chain_options(&self) -> ChainOptions {
-        let searched = self.global.foreign.path.split(':').map(Path::new).filter(|path| {
+        let searched = self.global.foreign.path.split(':').map(PathBuf::from).filter(|path| {
             // A program that was started in `/` means its own place by `.`.
             path.canonicalize().is_ok_and(|real| real.is_dir() && real != Path::new("/"))
         });
-        let roots = self.global.parent_root.iter().map(PathBuf::as_path).chain(searched);
-        let places = ParentPlaces::Within(roots.map(Into::into).collect());
+        let search: Vec<PathBuf> = searched.collect();
+        let places = ParentPlaces::Within(self.global.parent_root.iter().chain(&search).cloned().collect());
         ChainOptions {
             parents: if self.global.any_parent { ParentPlaces::Anywhere } else { places },
+            search,
             parent_identity: if self.global.ignore_parent_uuid {
                 ParentIdentity::Ignore
             } else {

@@ -39,6 +39,9 @@ pub enum UnfinishedResize {
 pub struct ChainOptions {
     /// Where parents may lie.
     pub parents: ParentPlaces,
+    /// Folders in which the names that an image has for its parent are looked up after its own folder, in this order. A
+    /// raw parent, which nobody could tell from another file of its name, is not. What is found must lie where parents may.
+    pub search: Vec<PathBuf>,
     /// Whether a parent must be who the child says.
     pub parent_identity: ParentIdentity,
     /// The most layers, the top one counted.
@@ -51,6 +54,7 @@ impl Default for ChainOptions {
     fn default() -> Self {
         Self {
             parents: ParentPlaces::Within(Vec::new()),
+            search: Vec::new(),
             parent_identity: ParentIdentity::Match,
             max_depth: MAX_CHAIN_DEPTH,
             unfinished_resize: UnfinishedResize::Refuse,
@@ -223,9 +227,11 @@ impl ChainOptions {
     ) -> Result<Option<(Layer, FileIdentity)>, ChainError> {
         let Some(header) = image.header().filter(|_| image.is_differencing()) else { return Ok(None) };
         let mut tried = Vec::new();
-        let mut candidates = Vec::new();
-        for folder in gate.folders(folder) {
-            candidates.extend(gate::candidates(image.container(), header, folder)?);
+        let searched = if header.parent_unique_id().is_nil() { &[] } else { &self.search[..] };
+        let mut candidates: Vec<PathBuf> = Vec::new();
+        for folder in gate.folders(folder).chain(searched.iter().map(PathBuf::as_path)) {
+            let named = gate::candidates(image.container(), header, folder)?;
+            candidates.extend(named.into_iter().filter(|path| !candidates.contains(path)).collect::<Vec<_>>());
         }
         for candidate in candidates {
             let admitted = match gate.admit(&candidate) {

@@ -217,6 +217,50 @@ fn a_root_that_is_a_link_is_where_it_leads() {
     assert!(tried.iter().any(|it| matches!(it, ParentRefusal::Gate(GateError::Outside { .. }))), "{tried:?}");
 }
 
+#[test]
+fn folders_that_are_searched_come_after_the_images_own() {
+    let scene = Scene::new();
+    let elsewhere = scene.beside("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let parent = Uuid::from_u128(7);
+    let base = |path: &Path, unique_id: Uuid| {
+        let new = NewImage {
+            unique_id,
+            ..NewImage::new(ByteCount(SIZE as u64), NewKind::Dynamic { block_size: BlockSize::DEFAULT })
+        };
+        create_file(path, &new, Existing::Replace).unwrap();
+    };
+    base(&elsewhere.join("base.vhd"), parent);
+    let path = scene.child("base.vhd", parent);
+    let parents = ParentPlaces::Within(vec![elsewhere.clone()]);
+    let allowed = ChainOptions { parents: parents.clone(), ..ChainOptions::default() };
+    assert!(Chain::open(&path, &allowed).is_err());
+    let searched = ChainOptions { search: vec![elsewhere.clone()], ..allowed };
+    let parent_of =
+        |options: &ChainOptions| Chain::open(&path, options).map(|chain| chain.layers()[1].path().to_owned());
+    assert_eq!(parent_of(&searched).unwrap(), elsewhere.canonicalize().unwrap().join("base.vhd"));
+    // To be searched is not to be allowed.
+    let forbidden = ChainOptions { search: vec![elsewhere.clone()], ..ChainOptions::default() };
+    let tried = refusals(parent_of(&forbidden).unwrap_err());
+    assert!(tried.iter().any(|it| matches!(it, ParentRefusal::Gate(GateError::Outside { .. }))), "{tried:?}");
+    // A stranger of that name beside the child changes nothing, the parent does.
+    let beside = path.with_file_name("base.vhd");
+    base(&beside, Uuid::from_u128(8));
+    assert_eq!(parent_of(&searched).unwrap(), elsewhere.canonicalize().unwrap().join("base.vhd"));
+    base(&beside, parent);
+    assert_eq!(parent_of(&searched).unwrap(), beside.canonicalize().unwrap());
+}
+
+#[test]
+fn a_raw_parent_is_not_searched_for() {
+    let scene = Scene::new();
+    let path = scene.child("secret.img", Uuid::nil());
+    let outside = scene.beside("outside");
+    let parents = ParentPlaces::Within(vec![outside.clone()]);
+    let options = ChainOptions { parents, search: vec![outside], ..ChainOptions::default() };
+    assert!(Chain::open(&path, &options).is_err());
+}
+
 fn first_byte(chain: &Chain) -> u8 {
     let mut bytes = [0; 512];
     chain.read(sectors(0, 1), &mut bytes).unwrap();

@@ -268,6 +268,21 @@ pub(crate) fn percents() -> String {
 }
 
 #[test]
+fn a_parent_in_another_folder_is_found_by_its_name() {
+    let folder = chain();
+    let at = folder.path();
+    fs::create_dir(at.join("parents")).unwrap();
+    for parent in ["base.vhd", "mid.vhd"] {
+        fs::rename(at.join(parent), at.join("parents").join(parent)).unwrap();
+    }
+    let stream = "$TOOL stream --source leaf.vhd --source-format vhd --destination-format raw --destination";
+    let output = shell_ended(at, &format!("{stream} lost.img --path /nowhere:."));
+    assert!(!output.status.success() && !at.join("lost.img").exists());
+    shell(at, &format!("{stream} found.img --path /nowhere:parents:."));
+    same(at, "found.img", "leaf.img");
+}
+
+#[test]
 fn a_machine_reads_three_digits_for_each_percent_and_nothing_else() {
     let folder = chain();
     let at = folder.path();
