@@ -15,5 +15,6 @@ mod read;
 mod table;
 
 pub use error::{LayoutError, StreamError, StreamFault};
+pub use input::Silence;
 pub use layout::StreamLayout;
 pub use read::{StreamEnd, StreamReader, StreamedBlock};

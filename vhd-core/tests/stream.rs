@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use testkit::pattern;
-use vhd_core::stream::{LayoutError, StreamError, StreamFault, StreamLayout, StreamReader, StreamedBlock};
+use vhd_core::stream::{LayoutError, Silence, StreamError, StreamFault, StreamLayout, StreamReader, StreamedBlock};
 use vhd_core::{
     BlockIndex, BlockSize, ByteCount, Chain, Container, DiskType, Image, Layer, MemoryStorage, NewImage, NewKind,
     ParentLink, ReadOnly, Sector, SectorCount, SectorRange, Storage, Timestamp, Uuid, create,
@@ -87,6 +87,20 @@ impl Read for Dribble<'_> {
         buffer[..most].copy_from_slice(&self.bytes[self.given..self.given + most]);
         self.given += most;
         Ok(most)
+    }
+}
+
+/// Gives parts of a stream, and is silent after each; after the last it stays open.
+struct Hesitant<'a>(Vec<&'a [u8]>);
+
+impl Read for Hesitant<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let part = self.0.first_mut().expect("after the footer nothing is read any more");
+        if part.is_empty() {
+            self.0.remove(0);
+            return Err(io::Error::other(Silence));
+        }
+        part.read(buffer)
     }
 }
 
@@ -315,11 +329,13 @@ fn absurd_headers_take_no_memory() {
     assert!(matches!(received(&bytes[..], None), Err(StreamError::Damaged(StreamFault::ShortBat { .. }))));
 }
 
-fn fixed() -> Vec<u8> {
+/// A fixed image that holds `disk`.
+fn fixed(disk: &[u8]) -> Vec<u8> {
     let storage = MemoryStorage::default();
-    storage.write_at(&expected(), vhd_core::FileOffset(0)).unwrap();
+    storage.write_at(disk, vhd_core::FileOffset(0)).unwrap();
     let storage: Arc<dyn Storage> = Arc::new(storage);
-    create(&Container::new("fixed.vhd", storage.clone()), &new_image(NewKind::Fixed)).unwrap();
+    let new = NewImage { size: ByteCount(disk.len() as u64), ..new_image(NewKind::Fixed) };
+    create(&Container::new("fixed.vhd", storage.clone()), &new).unwrap();
     let mut bytes = vec![0; storage.len().unwrap().0 as usize];
     storage.read_at(&mut bytes, vhd_core::FileOffset(0)).unwrap();
     bytes
@@ -327,7 +343,7 @@ fn fixed() -> Vec<u8> {
 
 #[test]
 fn a_fixed_image_is_received() {
-    let bytes = fixed();
+    let bytes = fixed(&expected());
     for known in [None, Some(ByteCount(bytes.len() as u64))] {
         let (disk, _) = received(Dribble { bytes: &bytes, given: 0 }, known).unwrap();
         assert!(disk == expected(), "{known:?}");
@@ -341,10 +357,39 @@ fn a_fixed_image_is_received() {
 
 #[test]
 fn the_smallest_fixed_image_is_received() {
-    let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::default());
-    create(&Container::new("fixed.vhd", storage.clone()), &NewImage::new(ByteCount(512), NewKind::Fixed)).unwrap();
-    let mut bytes = vec![0; 1024];
-    storage.read_at(&mut bytes, vhd_core::FileOffset(0)).unwrap();
+    let bytes = fixed(&[0; 512]);
     assert_eq!(received(&bytes[..], None).unwrap().0, [0; 512]);
     assert_eq!(received(&bytes[..], Some(ByteCount(1024))).unwrap().0, [0; 512]);
+}
+
+#[test]
+fn a_fixed_image_ends_where_the_stream_is_silent_after_its_footer() {
+    for sectors in [1, 2, 3, 5000] {
+        let size = sectors * 512;
+        let mut disk: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+        let footer = |size: u64| fixed(&vec![0; size as usize]).split_off(size as usize);
+        // A guest has written what could be the footer, and the stream hesitates before it, within it and after it.
+        if sectors > 2 {
+            disk.splice(512..1024, footer(512));
+        }
+        let whole = [&disk[..], &footer(size)].concat();
+        let middle = whole.len() - 100;
+        for cuts in [vec![], vec![100], vec![512], vec![512, 700], vec![middle], vec![512, middle]] {
+            let mut parts = Vec::new();
+            let mut rest = &whole[..];
+            let mut at = 0;
+            for cut in cuts.into_iter().filter(|&cut| cut < whole.len()) {
+                let (part, left) = rest.split_at(cut - at);
+                parts.push(part);
+                (rest, at) = (left, cut);
+            }
+            parts.push(rest);
+            let (found, _) = received(Hesitant(parts), None).unwrap();
+            assert!(found == disk, "{sectors} sectors");
+        }
+        // With a length, only that counts; where something follows at once, it was no footer.
+        let (found, _) = received(&whole[..], Some(ByteCount(whole.len() as u64))).unwrap();
+        assert!(found == disk);
+        received(&[&whole[..], &[0; 512]].concat()[..], None).unwrap_err();
+    }
 }

@@ -18,6 +18,7 @@ mod tests;
 mod tls;
 
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use rustls::{ClientConnection, StreamOwned};
@@ -166,6 +167,15 @@ impl Connection {
                 stream.flush()?;
                 stream.sock.shutdown_write()
             }
+        }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Plain(socket) => socket.as_fd(),
+            Self::Tls(stream) => stream.sock.as_fd(),
         }
     }
 }

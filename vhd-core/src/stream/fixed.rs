@@ -8,19 +8,31 @@ use crate::footer::{DiskType, FOOTER_SIZE, Footer, FooterError};
 use crate::stream::input::Input;
 use crate::units::{ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorRange};
 
+/// Tells whether bytes that come after `before` others end with the footer of a fixed image that ends there.
+///
+/// A guest may have written such a footer at any place: more that comes shows that it was data.
+pub(super) fn ends(before: ByteCount, bytes: &[u8]) -> bool {
+    let footer = bytes.last_chunk().and_then(|footer| Footer::try_from(footer).ok());
+    let data = ByteCount(before.0 + (bytes.len() as u64).saturating_sub(FOOTER_SIZE.0));
+    footer.is_some_and(|footer| footer.disk_type() == DiskType::Fixed && footer.current_size() == data)
+}
+
 /// What was read and not given out yet: the last of it may be the footer.
 #[derive(Debug)]
 pub(super) struct Fixed {
     held: Vec<u8>,
     given: ByteCount,
+    /// Nothing more comes than what is held.
+    exhausted: bool,
     ended: bool,
 }
 
 impl Fixed {
-    /// Goes on after the first bytes. Where the length is known, what lies beyond it is not read.
-    pub(super) fn new(start: &[u8], length: Option<ByteCount>) -> Self {
+    /// Goes on after the first bytes, which are all where the stream is `exhausted`. Where the length is known, what lies
+    /// beyond it is not read.
+    pub(super) fn new(start: &[u8], exhausted: bool, length: Option<ByteCount>) -> Self {
         let most = length.map_or(start.len(), |length| length.0.min(start.len() as u64) as usize);
-        Self { held: start[..most].to_vec(), given: ByteCount(0), ended: false }
+        Self { held: start[..most].to_vec(), given: ByteCount(0), exhausted, ended: false }
     }
 
     pub(super) fn next<R: Read>(
@@ -36,7 +48,8 @@ impl Fixed {
         let room = length.map_or(room, |length| room.min(length.0 - self.given.0)) as usize;
         let held = self.held.len();
         self.held.resize(room.max(held), 0);
-        let got = held + input.fill(&mut self.held[held..])?;
+        let may_end = |bytes: &[u8]| length.is_none() && ends(self.given, bytes);
+        let got = if self.exhausted { held } else { input.fill_or_end(&mut self.held, held, may_end)? };
         if length.is_some() && got < room {
             return Err(StreamError::Short { at: input.at(), part: "data of a fixed disk" });
         }

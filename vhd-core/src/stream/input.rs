@@ -5,6 +5,11 @@ use std::io::{self, Read};
 use crate::stream::{StreamError, StreamFault};
 use crate::units::{ByteCount, FileOffset};
 
+/// What an error of a stream holds where nothing has come for a while, and it may be read on.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("nothing has come for a while")]
+pub struct Silence;
+
 /// The most that is read at once of what nobody wants.
 const SKIP: u64 = 64 << 10;
 
@@ -27,7 +32,17 @@ impl<R: Read> Input<R> {
 
     /// Reads until the buffer is full or the stream ends; gives the number of bytes.
     pub(super) fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, StreamError> {
-        let mut filled = 0;
+        self.fill_or_end(buffer, 0, |_| false)
+    }
+
+    /// Reads on after the first bytes of a buffer until it is full, the stream ends, or is silent where it may end after
+    /// what the buffer holds; gives the number of all bytes in it.
+    pub(super) fn fill_or_end(
+        &mut self,
+        buffer: &mut [u8],
+        mut filled: usize,
+        may_end: impl Fn(&[u8]) -> bool,
+    ) -> Result<usize, StreamError> {
         while filled < buffer.len() {
             match self.input.read(&mut buffer[filled..]) {
                 Ok(0) => break,
@@ -36,6 +51,11 @@ impl<R: Read> Input<R> {
                     self.at = self.at + ByteCount(read as u64);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.get_ref().is_some_and(|inner| inner.is::<Silence>()) => {
+                    if may_end(&buffer[..filled]) {
+                        break;
+                    }
+                }
                 Err(source) => return Err(StreamError::Read { at: self.at, source }),
             }
         }

@@ -7,7 +7,7 @@ use crate::block_size::{BlockPlace, BlockSize};
 use crate::chain::is_zeros;
 use crate::footer::{DiskType, FOOTER_SIZE, Footer};
 use crate::header::{HEADER_SIZE, Header};
-use crate::stream::fixed::Fixed;
+use crate::stream::fixed::{self, Fixed};
 use crate::stream::input::Input;
 use crate::stream::table::Table;
 use crate::stream::{StreamError, StreamFault};
@@ -93,6 +93,10 @@ impl<R: Read> StreamReader<R> {
     /// An image whose first footer is damaged is read if it has a header after it; what has neither is taken for a
     /// fixed image until its end shows that it is none.
     ///
+    /// Only its end tells where a fixed image ends, too: where its length is not known it ends with the stream, or where
+    /// that is silent after what can be its footer. A stream tells that by an error that holds [`Silence`]; anywhere else
+    /// it is read on.
+    ///
     /// # Errors
     /// A stream that ends too soon, damaged tables, blocks that overlap or do not come after the tables.
     pub fn open(input: R, length: Option<ByteCount>) -> Result<Self, StreamError> {
@@ -112,13 +116,14 @@ impl<R: Read> StreamReader<R> {
                 Some(header_of(&start[512..]).map_err(|source| StreamError::Header { at, source })?)
             }
             None => {
-                got += input.fill(&mut start[512..])?;
+                got =
+                    input.fill_or_end(&mut start, got, |bytes| length.is_none() && fixed::ends(ByteCount(0), bytes))?;
                 header_of(&start[512..]).ok()
             }
         };
         let body = match header {
             Some(header) => Body::Blocks(Box::new(Blocks::read(&mut input, footer, &header, length)?)),
-            None => Body::Fixed(Fixed::new(&start[..got], length)),
+            None => Body::Fixed(Fixed::new(&start[..got], got < start.len(), length)),
         };
         Ok(Self { input, body, length })
     }

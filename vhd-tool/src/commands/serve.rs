@@ -14,6 +14,7 @@ use crate::stream::plain::{PlainReader, PlainWriter};
 use crate::stream::protocol::{Format, Protocol};
 use crate::stream::pump::{Destination, Source, pump};
 use crate::stream::received::ReceivedImage;
+use crate::stream::silence::Listening;
 use crate::stream::sink::{Expected, Nowhere, RawSink, VhdSink};
 use crate::stream::tar::TarReader;
 use crate::transport::ConnectOptions;
@@ -22,7 +23,8 @@ use crate::transport::ConnectOptions;
 ///
 /// A dynamic or fixed VHD replaces what the destination holds; a differencing one changes, on a copy of its parent's
 /// disk, the sectors that it holds, as do chunks. What is there already is written in place; a new file gets its name
-/// when all has arrived. The command ends with the image or the size that was given, even if the stream stays open.
+/// when all has arrived. The command ends with the image or the size that was given, even if the stream stays open; with a
+/// fixed VHD of which no length is known, once nothing has come for five seconds after its footer.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Sources: stdin:, fd://N, file://PATH, PATH, tcp://HOST:PORT, unix://PATH
@@ -136,7 +138,7 @@ fn open_source(args: &Args, endpoint: &Endpoint, output: &Output) -> Result<Inco
     let incoming = |source: Box<dyn Source>| Incoming { source, size, is_delta: false, in_order: true, whole: true };
     Ok(match (args.source_format, args.source_protocol) {
         (Format::Vhd, _) => {
-            let image = ReceivedImage::open(endpoint.open_input()?, size)?;
+            let image = ReceivedImage::open(Listening::new(endpoint.open_input()?), size)?;
             let (size, is_delta) = (image.disk_size(), image.is_delta());
             Incoming { source: Box::new(image), size, is_delta, in_order: false, whole: !is_delta }
         }

@@ -1,7 +1,7 @@
 //! The ends of a transfer as they are named on the command line.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -13,6 +13,7 @@ use vhd_core::{ByteCount, Container, Existing, FileIdentity, FileOffset, FileSto
 use super::descriptor;
 use super::failure::StreamFailure;
 use super::peer::Duplex;
+use super::silence::Incoming;
 use crate::error::{CommandError, Refusal};
 use crate::transport::{Address, AddressError, ConnectOptions, Connection};
 
@@ -150,6 +151,8 @@ impl Write for Appender {
     }
 }
 
+/// What has nothing to give.
+const NULL: &str = "/dev/null";
 /// What is less than this is written together.
 const SMALL: usize = 64 << 10;
 const INCOMPLETE: &str = "the destination is written in place: it is incomplete if the failure came midway";
@@ -219,12 +222,12 @@ impl Endpoint {
     ///
     /// # Errors
     /// What cannot be opened, or not be read.
-    pub(crate) fn open_input(&self) -> Result<Box<dyn Read + Send>, CommandError> {
+    pub(crate) fn open_input(&self) -> Result<Box<dyn Incoming>, CommandError> {
         match self {
             Self::Stdin => Ok(Box::new(descriptor::take(0)?)),
             Self::Descriptor(number) => Ok(Box::new(descriptor::take(*number)?)),
             Self::File(path) => Ok(Box::new(File::open(path).map_err(Refusal::io(path, "open it"))?)),
-            Self::Null => Ok(Box::new(io::empty())),
+            Self::Null => Ok(Box::new(File::open(NULL).map_err(Refusal::io(NULL, "open it"))?)),
             Self::Stdout => Err(StreamFailure::Unsupported { what: "reading from stdout:".into() }.into()),
             Self::Peer(Address::Http(_)) => {
                 Err(StreamFailure::Unsupported { what: "fetching a disk over HTTP".into() }.into())

@@ -27,23 +27,25 @@ fn golden_images_arrive_through_pipes() {
 
 #[test]
 fn it_ends_with_the_image_even_if_the_pipe_stays_open() {
-    let folder = golden::unpack(&["base.vhd"]);
-    let tool = assert_cmd::cargo::cargo_bin!("vhd-tool");
-    let mut child = std::process::Command::new(tool)
-        .args(["serve", "--source-format", "vhd", "--destination", "x.img"])
-        .current_dir(folder.path())
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut pipe = child.stdin.take().unwrap();
-    pipe.write_all(&golden::bytes("base.vhd")).unwrap();
-    let ended = (0..200).find_map(|_| {
-        std::thread::sleep(Duration::from_millis(100));
-        child.try_wait().unwrap()
-    });
-    assert!(ended.expect("it does not wait for more").success());
-    drop(pipe);
-    assert_eq!(testkit::sha256(&fs::read(folder.path().join("x.img")).unwrap()), expected("base.vhd"));
+    for name in ["base.vhd", "fixed-4m.vhd"] {
+        let folder = golden::unpack(&[name]);
+        let tool = assert_cmd::cargo::cargo_bin!("vhd-tool");
+        let mut child = std::process::Command::new(tool)
+            .args(["serve", "--source-format", "vhd", "--destination", "x.img"])
+            .current_dir(folder.path())
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut pipe = child.stdin.take().unwrap();
+        pipe.write_all(&golden::bytes(name)).unwrap();
+        let ended = (0..300).find_map(|_| {
+            std::thread::sleep(Duration::from_millis(100));
+            child.try_wait().unwrap()
+        });
+        assert!(ended.expect("it does not wait for more").success(), "{name}");
+        drop(pipe);
+        assert_eq!(testkit::sha256(&fs::read(folder.path().join("x.img")).unwrap()), expected(name));
+    }
 }
 
 #[test]
