@@ -199,8 +199,8 @@ impl Image<ReadWrite> {
         Ok(old.filter(|old| at.0 >= old.0 + FOOTER_SIZE.0))
     }
 
-    /// Cuts the file back to the end footer that is known to be on disk, after a failure before anything beyond it was
-    /// shown. Best effort: without it the copy at the start speaks for the image.
+    /// Cuts the file back to the end footer that is known to be on disk, where writes that failed have left it longer:
+    /// nothing shows what lies beyond. Best effort: without it the copy at the start speaks for the image.
     pub(super) fn cut_back(&self) {
         let tail = locked(&self.mode.tail);
         if let (Some(footer), true, false) = (tail.footer, tail.grown, self.container.has_fixed_size()) {

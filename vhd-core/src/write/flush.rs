@@ -80,7 +80,8 @@ impl Image<ReadWrite> {
     ///
     /// # Errors
     /// As [`flush`](Self::flush). After a write that failed, for want of space for instance, the writes that did not
-    /// fail are made durable all the same; only after a failed flush nothing can be promised.
+    /// fail are made durable all the same, and the file ends with its footer again; only after a failed flush nothing can
+    /// be promised.
     ///
     /// # Crash safety
     /// As [`flush`](Self::flush). Dropping an image without closing it is as a crash: what was not flushed may be lost.
@@ -90,7 +91,7 @@ impl Image<ReadWrite> {
             None => self.flush_locked(&mut durable).and_then(|()| self.finish_batmap(&mut durable)),
             Some(_) => Err(WriteError::Failed { path: self.path().into() }),
         };
-        if durable.failure == Some(FlushFailure::NothingShown) {
+        if durable.failure != Some(FlushFailure::PartlyShown) {
             self.cut_back();
         }
         result

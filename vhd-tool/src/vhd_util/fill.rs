@@ -26,12 +26,11 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let volume = Volume::open(&args.name, &chain_options())?;
-    if args.blocks_only {
-        allocate(&volume)?;
-    } else {
-        write(&volume)?;
-    }
-    Ok(volume.close()?)
+    let filled = if args.blocks_only { allocate(&volume) } else { write(&volume) };
+    // Also after an error: what was allocated in vain goes, and the file ends with its footer.
+    let closed = volume.close();
+    filled?;
+    Ok(closed?)
 }
 
 fn allocate(volume: &Volume) -> Result<(), Failure> {

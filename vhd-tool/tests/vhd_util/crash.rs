@@ -1,6 +1,8 @@
 //! Power failures in the middle of whatever changes an image: each of many states that they may leave is looked at, and
 //! then the same command is given again, as the storage manager does.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use testkit::crash::{Options, Recording};
@@ -100,7 +102,28 @@ const CASES: &[Case] = &[
         args: &["set", "-n", "leaf.vhd", "-f", "marker", "-v", "9"],
         look: |here| [leaf(here), done(here, &["query", "-m", "-n", "leaf.vhd"])].concat(),
     },
+    Case {
+        name: "key",
+        build: chain,
+        args: &["key", "-s", "-H", HASH, "-n", "leaf.vhd"],
+        look: |here| [leaf(here), done(here, &["key", "-p", "-n", "leaf.vhd"])].concat(),
+    },
+    Case { name: "fill", build: chain, args: &["fill", "-n", "leaf.vhd"], look: leaf },
+    Case { name: "fill -b", build: chain, args: &["fill", "-b", "-n", "leaf.vhd"], look: leaf },
+    Case {
+        name: "repair",
+        build: |here| {
+            chain(here);
+            // The end footer, with nothing left of it.
+            let file = File::options().write(true).open(here.join("leaf.vhd")).expect("it is there");
+            file.write_all_at(&[0; 512], file.metadata().expect("it is open").len() - 512).expect("it is writable");
+        },
+        args: &["repair", "-n", "leaf.vhd"],
+        look: leaf,
+    },
 ];
+
+const HASH: &str = "abababababababababababababababababababababababababababababababab";
 
 fn try_case(case: &Case) -> usize {
     let folder = scratch::folder();

@@ -1,7 +1,9 @@
-use testkit::golden;
-use vhd_core::{Image, Lock, ReadOnly};
+use std::fs;
 
-use crate::program::{done, files, guest, refused};
+use testkit::{golden, inject};
+use vhd_core::{FooterOrigin, Image, Lock, ReadOnly};
+
+use crate::program::{done, files, guest, process, refused, write};
 
 #[test]
 fn a_child_holds_all_of_its_disk_afterwards() {
@@ -12,7 +14,7 @@ fn a_child_holds_all_of_its_disk_afterwards() {
     assert_eq!(done(folder.path(), &["read", "-e", "-n", "mid.vhd"]), "0 131072\n");
     assert_eq!(files(folder.path())["base.vhd"], parent);
     done(folder.path(), &["check", "-t", "-b", "-n", "mid.vhd"]);
-    std::fs::remove_file(folder.path().join("base.vhd")).unwrap();
+    fs::remove_file(folder.path().join("base.vhd")).unwrap();
     refused(folder.path(), &["fill", "-n", "mid.vhd"], 2);
 }
 
@@ -31,4 +33,30 @@ fn blocks_alone_change_nothing_of_the_disk() {
     let fixed = files(folder.path())["fixed-4m.vhd"].clone();
     done(folder.path(), &["fill", "-n", "fixed-4m.vhd"]);
     assert_eq!(files(folder.path())["fixed-4m.vhd"], fixed);
+}
+
+#[test]
+fn without_space_an_image_keeps_its_end_footer_and_its_content() {
+    for options in [&["-n", "leaf.vhd"][..], &["-b", "-n", "leaf.vhd"]] {
+        for call in ["pwrite64", "ftruncate", "fallocate", "fdatasync"] {
+            for number in 1.. {
+                let folder = testkit::scratch::folder();
+                let here = folder.path();
+                done(here, &["create", "-n", "base.vhd", "-s", "8"]);
+                write(here, "base.vhd", 0, &[1; 6000]);
+                done(here, &["snapshot", "-n", "leaf.vhd", "-p", "base.vhd"]);
+                let before = guest(here, "leaf.vhd");
+                let run = process(here, &[&["fill"], options].concat());
+                let injected = inject::fail_from(&run, call, number, "ENOSPC");
+                if !injected.hit {
+                    break;
+                }
+                let what = format!("{options:?} {call} {number}");
+                assert_eq!(injected.output.status.code(), Some(28), "{what}");
+                let image: Image<ReadOnly> = Image::open(&here.join("leaf.vhd"), Lock::None).unwrap();
+                assert_eq!(image.footer_origin(), FooterOrigin::End, "{what}");
+                assert_eq!(guest(here, "leaf.vhd"), before, "{what}");
+            }
+        }
+    }
 }
