@@ -6,8 +6,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use vhd_core::{
-    ByteCount, Container, Existing, FileError, FileOffset, FileStorage, Lock, NewImage, NewKind, create, create_file,
+    ByteCount, Container, CreateError, Existing, FileError, FileOffset, FileStorage, Lock, NewImage, NewKind, create,
+    write_new_file,
 };
 
 use super::Failure;
@@ -23,12 +26,12 @@ pub(super) fn mebibytes(count: u64) -> Option<ByteCount> {
 /// A file has the old content or the new. What a device held is not kept.
 pub(super) fn place(path: &Path, new: &NewImage) -> Result<(), Failure> {
     // A link stays, and what it leads to is replaced.
-    let Ok(real) = path.canonicalize() else { return Ok(create_file(path, new, Existing::Keep)?) };
+    let Ok(real) = path.canonicalize() else { return Ok(make_file(path, new, Existing::Keep)?) };
     if !is_device(&real) {
         let locked = if real.is_file() { Some(FileStorage::open(&real, Lock::Exclusive)) } else { None };
         let _locked = locked.transpose().map_err(FileError::when(path, "replace it"))?;
         let before = real.metadata().map_err(FileError::when(path, "look at it"))?;
-        create_file(&real, new, Existing::Replace)?;
+        make_file(&real, new, Existing::Replace)?;
         return keep_rights(&real, &before)
             .map_err(|source| FileError::when(path, "give it back its owner")(source).into());
     }
@@ -39,6 +42,22 @@ pub(super) fn place(path: &Path, new: &NewImage) -> Result<(), Failure> {
         container.zero_range(FileOffset(0), new.size)?;
     }
     Ok(create(&container, new)?)
+}
+
+/// Makes a file with the image. All of a fixed disk has its space before the file has its name, if the file system can give
+/// space without writing.
+fn make_file(path: &Path, new: &NewImage, existing: Existing) -> Result<(), CreateError> {
+    write_new_file(path, existing, |container| {
+        create(container, new)?;
+        if let (NewKind::Fixed, Some(file)) = (&new.kind, container.storage().as_file()) {
+            match rustix::fs::fallocate(file.file(), FallocateFlags::empty(), 0, new.size.0) {
+                Ok(()) => container.sync()?,
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+                Err(errno) => return Err(CreateError::Io { path: path.into(), source: errno.into() }),
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Gives a file the owner and the mode of the one that it has replaced.

@@ -1,11 +1,11 @@
 use std::fs;
 use std::path::Path;
 
-use testkit::{golden, pattern};
+use testkit::{golden, inject, pattern};
 use vhd_core::check::{self, Severity};
 use vhd_core::{ChainOptions, DiskType, Image, Lock, ReadOnly, Sector, SectorCount, SectorRange, Volume};
 
-use crate::program::{done, files, guest, refused, write};
+use crate::program::{done, files, guest, process, refused, write};
 
 fn open(path: &Path) -> Image<ReadOnly> {
     Image::open(path, Lock::None).expect("the image opens")
@@ -131,4 +131,20 @@ fn a_file_that_is_replaced_keeps_its_owner_and_mode() {
     done(folder.path(), &["create", "-n", "disk.vhd", "-s", "4"]);
     let found = path.metadata().unwrap();
     assert_eq!((found.uid(), found.gid(), found.mode() & 0o7777), (33, 34, 0o600));
+}
+
+#[test]
+fn a_fixed_disk_has_all_of_its_space_at_once() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = tempfile::tempdir().unwrap();
+    for (options, has_space) in [(&["-s", "64", "-r"][..], true), (&["-s", "64"], false)] {
+        done(folder.path(), &[&["create", "-n", "disk.vhd"], options].concat());
+        let taken = folder.path().join("disk.vhd").metadata().unwrap().blocks() * 512;
+        assert_eq!(taken >= 64 << 20, has_space, "{options:?}: {taken}");
+    }
+    let before = files(folder.path());
+    let create = process(folder.path(), &["create", "-n", "disk.vhd", "-s", "64", "-r"]);
+    let failed = inject::fail_from(&create, "fallocate", 1, "ENOSPC");
+    assert!(failed.hit && failed.output.status.code() == Some(28), "{failed:?}");
+    assert_eq!(files(folder.path()), before);
 }
