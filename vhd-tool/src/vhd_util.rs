@@ -147,6 +147,12 @@ fn chain_options() -> ChainOptions {
     ChainOptions { parents: ParentPlaces::Within(roots), ..ChainOptions::default() }
 }
 
+/// A name that an image or a folder tells, on one line: what a terminal would take for a command, and a program for another
+/// line, is left out.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 /// Prints help, or what is wrong with the command line; only some commands take a wish for help for no error.
 fn refused(args: &[OsString], error: &clap::Error) -> u8 {
     // Where nobody listens any more, there is nobody to tell.

@@ -17,10 +17,11 @@ pub(crate) struct PeerOptions {
     /// Ask for this name, and look for it in the certificate, instead of that of the host
     #[arg(long, value_name = "NAME")]
     sni: Option<String>,
-    /// Trust these certificates (PEM) instead of those of the system
+    /// Trust these certificates (PEM) instead of those of the system; a peer that shows one of them need not have its name
     #[arg(long, value_name = "FILE")]
     cert_bundle_path: Option<PathBuf>,
-    /// Offer only these cipher suites of TLS 1.2, by their names in OpenSSL, with colons between
+    /// Offer only these cipher suites of TLS 1.2, by their names in OpenSSL, with colons between; names that are not known
+    /// here, as of suites that are not safe, are passed over, and if none is known all safe ones are offered
     #[arg(long, value_name = "NAMES")]
     good_ciphersuites: Option<String>,
 }

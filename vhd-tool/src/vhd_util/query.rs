@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use rustix::io::Errno;
 use vhd_core::{ChainOptions, FOOTER_SIZE, Header, Image, Lock, ReadError, ReadOnly, UnfinishedResize, real_path};
 
-use super::{Failure, Refused, chain_options};
+use super::{Failure, Refused, chain_options, printable};
 use crate::output;
 
 /// Print what an image is, in the order in which the questions are listed here
@@ -60,7 +60,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if args.parent {
         if image.is_differencing() {
             match parent(&image, args) {
-                Ok(path) => writeln!(out, "{}", path.display())?,
+                Ok(path) => writeln!(out, "{}", printable(&path.to_string_lossy()))?,
                 Err(failure) => {
                     writeln!(out, "query failed")?;
                     failed.get_or_insert(failure);

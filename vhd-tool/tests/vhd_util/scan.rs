@@ -176,3 +176,20 @@ fn names_that_are_no_text_hinder_nobody() {
     assert!(listed.contains("vhd=ok.vhd capacity=4194304 "), "{listed}");
     assert!(listed.contains("\u{fffd}.vhd scan-error=-22 "), "{listed}");
 }
+
+/// Whoever makes an image decides what it calls its parent.
+#[test]
+fn a_name_makes_no_line_of_its_own() {
+    let folder = golden::unpack(&["base.vhd"]);
+    let name = "a\nvhd=b capacity=1 size=1 hidden=1 parent=none";
+    fs::rename(folder.path().join("base.vhd"), folder.path().join(name)).unwrap();
+    done(folder.path(), &["snapshot", "-n", "child.vhd", "-p", name]);
+    for args in [&["scan", "-f", "-c", "-m", "*"][..], &["scan", "-f", "-c", "-p", "-a", "child.vhd"]] {
+        let lines = done(folder.path(), args);
+        assert_eq!(lines.lines().count(), 2, "{lines}");
+        assert!(!lines.lines().any(|line| line.starts_with("vhd=b ")), "{lines}");
+    }
+    let parent = done(folder.path(), &["query", "-p", "-n", "child.vhd"]);
+    let unresolved = done(folder.path(), &["query", "-pu", "-n", "child.vhd"]);
+    assert_eq!([parent.lines().count(), unresolved.lines().count()], [1, 1]);
+}

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use vhd_core::{Timestamp, Uuid};
 
 use crate::date::ctime_utc;
+use crate::vhd_util::printable;
 
 /// The bytes of a record of the image, whose numbers are big-endian.
 pub(super) struct Record(Vec<u8>);
@@ -172,9 +173,4 @@ pub(super) fn batmap(batmap: &Record, map: Option<&[u8]>, out: &mut dyn Write) -
     // Some maps have a last sector that the checksum leaves out.
     let short = sum(&map[..map.len().saturating_sub(512)]);
     section.checksum((stored, if stored == short { short } else { sum(map) }))
-}
-
-/// What a terminal would take for a command is left out.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{Args, Listed};
 use crate::vhd_util::key::hex;
+use crate::vhd_util::printable;
 
 /// An image, to be printed as a line.
 pub(super) struct Line<'a> {
@@ -17,15 +18,15 @@ pub(super) struct Line<'a> {
 impl fmt::Display for Line<'_> {
     fn fmt(&self, line: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = |path: &Path| match path.file_name().filter(|_| !self.args.verbose) {
-            Some(name) => name.display().to_string(),
-            None => path.display().to_string(),
+            Some(name) => printable(&name.to_string_lossy()),
+            None => printable(&path.to_string_lossy()),
         };
         write!(line, "vhd={}", name(&self.image.path))?;
         let found = match &self.image.found {
             Ok(found) => found,
             Err(failure) => {
                 // It is one line, and quoted.
-                let message = failure.to_string().replace('\'', "\"").replace(['\n', '\r'], " ");
+                let message = printable(&failure.to_string().replace('\'', "\"").replace(['\n', '\r'], " "));
                 return write!(line, " scan-error={} error-message='{message}'", -failure.errno().raw_os_error());
             }
         };
