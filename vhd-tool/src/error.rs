@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use coalesce_worker::{CoalesceError, CompactingError, DeleteError, ResizeError, SnapshotError};
 use vhd_core::repair::{JournalError, RepairError, UndoError};
-use vhd_core::stream::{LayoutError, StreamError};
+use vhd_core::stream::{LayoutError, StreamError, StreamFault};
 use vhd_core::{
     ByteCount, ChainError, CompactError, CreateError, FileError, FolderError, LinkError, MetadataError, OpenError,
     ReadError, StorageError, WriteError,
@@ -203,7 +203,6 @@ failed_from!(
     NbdError,
     ReadError,
     StorageError,
-    StreamError,
     StreamFailure,
     WriteError
 );
@@ -217,6 +216,14 @@ impl From<Refusal> for CommandError {
         };
         let kind = if matches!(error, Refusal::Key { .. }) { ErrorKind::UnknownKey } else { ErrorKind::Failed };
         Self { kind, ..Self::failed(error) }.hints(hint)
+    }
+}
+
+impl From<StreamError> for CommandError {
+    fn from(error: StreamError) -> Self {
+        let is_behind = matches!(error, StreamError::Damaged(StreamFault::Behind { .. }));
+        let hint = "`stream --source FILE --source-format vhd` reads an image from its file, in whatever order that is";
+        Self::failed(error).hints(is_behind.then_some(hint))
     }
 }
 

@@ -47,6 +47,9 @@ impl Table {
         let mut end = at;
         for &(entry, block) in &self.allocated {
             let place = BlockPlace::from_entry(entry, block_size);
+            if place.bitmap < at {
+                return Err(StreamFault::Behind { part: "first block", offset: place.bitmap, at });
+            }
             if place.bitmap < end {
                 return Err(StreamFault::Overlap { block, place: place.bitmap, end });
             }

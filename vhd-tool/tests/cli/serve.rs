@@ -49,6 +49,26 @@ fn it_ends_with_the_image_even_if_the_pipe_stays_open() {
 }
 
 #[test]
+fn an_image_in_another_order_is_refused_with_what_reads_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    // Its BAT moves behind the block.
+    shell(
+        at,
+        "$TOOL create a.vhd --size 4M -q && echo content | $TOOL write a.vhd --offset 0 -q && $TOOL resize a.vhd 4G -q",
+    );
+    let parts = ["cannot be read front to back", "before what was read already", "hint: `stream --source FILE"];
+    let serve = ["serve", "--source", "a.vhd", "--source-format", "vhd", "--destination", "x.img"];
+    refused(at, &serve, 5, &parts);
+    assert!(!at.join("x.img").exists());
+    shell(
+        at,
+        "$TOOL stream --source a.vhd --source-format vhd --destination-format vhd | $TOOL serve --source-format vhd --destination x.img",
+    );
+    done(at, &["compare", "a.vhd", "x.img"]);
+}
+
+#[test]
 fn bytes_may_come_one_at_a_time() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
