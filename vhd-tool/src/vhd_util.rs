@@ -107,6 +107,8 @@ fn parse(args: &[OsString]) -> Result<VhdUtil, clap::Error> {
     let command = VhdUtil::command().mut_subcommands(|command| {
         command.mut_args(|arg| if takes_value(&arg) { arg.allow_hyphen_values(true) } else { arg })
     });
+    // Even between an option and its value.
+    let args = args.iter().filter(|&arg| arg != "--debug");
     VhdUtil::from_arg_matches(&command.try_get_matches_from(args)?)
 }
 

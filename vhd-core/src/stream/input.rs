@@ -51,7 +51,7 @@ impl<R: Read> Input<R> {
                     self.at = self.at + ByteCount(read as u64);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.get_ref().is_some_and(|inner| inner.is::<Silence>()) => {
+                Err(error) if matches!(error.get_ref(), Some(inner) if inner.is::<Silence>()) => {
                     if may_end(&buffer[..filled]) {
                         break;
                     }

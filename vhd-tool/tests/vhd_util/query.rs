@@ -17,6 +17,7 @@ fn answers_come_in_one_order_whatever_the_order_of_the_questions() {
         ["query", "--debug", "-vsafp", "-n", "leaf.vhd"],
         ["--debug", "query", "-vsafp", "-n", "leaf.vhd"],
         ["query", "-vsafp", "-n", "leaf.vhd", "--debug"],
+        ["query", "-vsafp", "-n", "--debug", "leaf.vhd"],
     ] {
         assert_eq!(done(folder.path(), &args), managers);
     }
