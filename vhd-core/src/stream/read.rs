@@ -94,8 +94,8 @@ impl<R: Read> StreamReader<R> {
     /// fixed image until its end shows that it is none.
     ///
     /// Only its end tells where a fixed image ends, too: where its length is not known it ends with the stream, or where
-    /// that is silent after what can be its footer. A stream tells that by an error that holds [`Silence`](super::Silence); anywhere else
-    /// it is read on.
+    /// that is silent after what can be its footer. A stream tells that by an error that holds
+    /// [`Silence`](super::Silence); anywhere else it is read on.
     ///
     /// # Errors
     /// A stream that ends too soon, damaged tables, blocks that overlap or do not come after the tables.
