@@ -102,6 +102,19 @@ impl From<StorageError> for MetadataError {
     }
 }
 
+impl<Mode> Image<Mode> {
+    /// Reads the copy of the footer at the start, which may be behind the one at the end.
+    ///
+    /// # Errors
+    /// A failed read; a fixed image, which has none; what is no footer.
+    pub fn footer_copy(&self) -> Result<Footer, MetadataError> {
+        let mut copy = [0; FOOTER_SIZE.0 as usize];
+        self.container.read_at(&mut copy, FileOffset(0))?;
+        let copy = Footer::try_from(&copy).ok().filter(|_| self.tables.is_some());
+        copy.ok_or_else(|| MetadataError::Copy { path: self.path().into() })
+    }
+}
+
 impl Image<ReadWrite> {
     /// Marks the image as an inner node of a chain, or as a volume.
     ///
@@ -120,6 +133,22 @@ impl Image<ReadWrite> {
     /// A failed write or sync.
     pub fn set_hidden_value(&mut self, hidden: u8) -> Result<(), MetadataError> {
         self.change_footer(|footer| footer.set_hidden_value(hidden))
+    }
+
+    /// As [`set_hidden_value`](Self::set_hidden_value), but only in the copy of the footer at the start, of an image that
+    /// has no other and no room for one: so a volume can be deleted although the file system is full.
+    ///
+    /// # Errors
+    /// A footer at the end, beside which the copy would mean nothing; a failed write or sync.
+    ///
+    /// # Crash safety
+    /// One sector.
+    pub fn set_hidden_in_copy(&mut self, hidden: u8) -> Result<(), MetadataError> {
+        if self.end_footer().is_some() || self.tables.is_none() {
+            return Err(MetadataError::Copy { path: self.path().into() });
+        }
+        self.footer.set_hidden_value(hidden);
+        self.commit(Self::mend_copy)
     }
 
     /// Makes the image another one to whoever knew it: children that name the old id refuse to read through it.
@@ -213,10 +242,8 @@ impl Image<ReadWrite> {
     /// # Crash safety
     /// As there.
     pub fn renew_footers_from_copy(&mut self) -> Result<(), MetadataError> {
-        let mut copy = [0; FOOTER_SIZE.0 as usize];
-        self.container.read_at(&mut copy, FileOffset(0))?;
+        let copy = self.footer_copy()?;
         let unfit = || MetadataError::Copy { path: self.path().into() };
-        let copy = Footer::try_from(&copy).map_err(|_| unfit())?;
         let tables = self.tables.as_ref().ok_or_else(unfit)?;
         let size = tables.header.block_size();
         if copy.header_offset() != Some(tables.header_at)

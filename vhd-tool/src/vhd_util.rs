@@ -31,7 +31,7 @@ use std::path::Path;
 use clap::error::ErrorKind;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 use rustix::io::Errno;
-use vhd_core::{ChainOptions, Image, ParentPlaces, ReadWrite};
+use vhd_core::{ChainError, ChainOptions, Image, Lock, ParentPlaces, ReadOnly, ReadWrite, folder_of, real_path};
 
 use crate::output;
 pub(crate) use failure::{Failure, Refused};
@@ -102,7 +102,10 @@ pub(crate) fn run(args: &[OsString]) -> u8 {
 }
 
 fn parse(args: &[OsString]) -> Result<VhdUtil, clap::Error> {
-    let takes_value = |arg: &Arg| !arg.is_positional() && arg.get_action().takes_values();
+    let takes_value = |arg: &Arg| {
+        let may_have_none = arg.get_num_args().is_some_and(|count| count.min_values() == 0);
+        !arg.is_positional() && arg.get_action().takes_values() && !may_have_none
+    };
     // What follows such an option is its value, whatever it begins with.
     let command = VhdUtil::command().mut_subcommands(|command| {
         command.mut_args(|arg| if takes_value(&arg) { arg.allow_hyphen_values(true) } else { arg })
@@ -149,6 +152,18 @@ fn chain_options() -> ChainOptions {
     ChainOptions { parents: ParentPlaces::Within(roots), ..ChainOptions::default() }
 }
 
+/// Tells what opens an image again that has become the child of one in another folder.
+fn note_parent_outside(name: &Path, parent: &Path) {
+    let own = folder_of(name).canonicalize().ok();
+    if real_path(parent).ok().zip(own).is_some_and(|(parent, own)| parent.starts_with(own)) {
+        return;
+    }
+    let opened = Image::<ReadOnly>::open(name, Lock::None).ok().map(|image| chain_options().open_parents(&image, name));
+    if let Some(Err(error @ ChainError::Parent { .. })) = opened {
+        output::to_stderr(&format!("{NAME}: {error}\n{NAME}: {PARENT_ROOTS}=DIR in the environment allows its folder"));
+    }
+}
+
 /// A name that an image or a folder tells, on one line: what a terminal would take for a command, and a program for another
 /// line, is left out.
 fn printable(text: &str) -> String {
@@ -161,7 +176,8 @@ fn refused(args: &[OsString], error: &clap::Error) -> u8 {
     let _ = error.print();
     let answers_help = ["snapshot", "query", "scan", "check", "key"];
     let is_help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-    if is_help && args.iter().any(|arg| answers_help.iter().any(|command| arg == command)) {
+    let command = args.iter().skip(1).find(|&arg| arg != "--debug");
+    if is_help && command.is_some_and(|command| answers_help.iter().any(|answering| command == answering)) {
         0
     } else {
         failure::exit_code(Errno::INVAL)

@@ -1,13 +1,15 @@
 //! `check`: whether an image is sound.
 
+mod statistics;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use vhd_core::check::{self, Depth, Finding, Report, Severity};
-use vhd_core::{ChainError, ChainOptions, Header, Image, Lock, ParentIdentity, ReadOnly};
+use vhd_core::{ChainError, ChainOptions, Image, Lock, ParentIdentity, ReadOnly};
 
-use super::{Failure, NAME, Refused, chain_options, read};
+use super::{Failure, NAME, Refused, chain_options, printable, read};
 use crate::output;
 
 /// Tell whether an image is valid
@@ -35,9 +37,9 @@ pub(super) struct Args {
     #[arg(short = 'b')]
     bitmaps: bool,
     /// Do not look for blocks that lie over each other
-    #[arg(short = 'B')]
+    #[arg(short = 'B', conflicts_with_all = ["bitmaps", "statistics"])]
     no_overlaps: bool,
-    /// Print how many blocks and sectors are in the image
+    /// Print how many sectors are in the image, and in its parents where these are checked, too, instead of that it is valid
     #[arg(short = 's')]
     statistics: bool,
 }
@@ -49,9 +51,16 @@ const FATAL: [&str; 5] = ["footer-copy-lost", "batmap-lost", "locator-place", "l
 const TOLD: &str = "parent-modified";
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let mut chain = vec![args.name.clone()];
     let parents = check_one(args, &args.name)?;
-    for parent in parents.iter().filter(|_| args.parents) {
-        check_one(args, parent)?;
+    if args.parents {
+        chain.extend(parents);
+        chain[1..].iter().try_for_each(|parent| check_one(args, parent).map(drop))?;
+    }
+    if args.statistics {
+        let mut out = output::stdout();
+        statistics::print(&chain, &mut out)?;
+        out.flush()?;
     }
     Ok(())
 }
@@ -67,12 +76,11 @@ fn check_one(args: &Args, path: &Path) -> Result<Vec<PathBuf>, Failure> {
         reasons.extend(reason);
         parents = found;
     }
-    let name = path.display();
+    let name = printable(&path.to_string_lossy());
     let mut out = output::stdout();
     if reasons.is_empty() {
-        writeln!(out, "{name} is valid")?;
-        if args.statistics {
-            print_statistics(path, &mut out)?;
+        if !args.statistics {
+            writeln!(out, "{name} is valid")?;
         }
         out.flush()?;
         return Ok(parents);
@@ -80,9 +88,9 @@ fn check_one(args: &Args, path: &Path) -> Result<Vec<PathBuf>, Failure> {
     for reason in &reasons {
         writeln!(out, "{reason}")?;
     }
-    writeln!(out, "{name} appears invalid; dumping headers\n")?;
+    writeln!(out, "{name} appears invalid; dumping metadata")?;
     // Where there are none, that has been said.
-    let _ = read::print_headers(path, &mut out);
+    let _ = read::print_headers(path, read::Numbers::default(), &mut out);
     out.flush()?;
     Err(Refused::image(path, Errno::INVAL, "not valid").into())
 }
@@ -128,20 +136,4 @@ fn check_parents(args: &Args, path: &Path) -> Result<(Vec<String>, Vec<PathBuf>)
             Ok((sort_out(args, path, &report), parents))
         }
     }
-}
-
-fn print_statistics(path: &Path, out: &mut dyn Write) -> Result<(), Failure> {
-    let image = Image::<ReadOnly>::open(path, Lock::None)?;
-    let Some(size) = image.header().map(Header::block_size) else { return Ok(()) };
-    let (mut blocks, mut present) = (0_u64, 0);
-    for found in image.allocated_blocks() {
-        let (block, _) = found?;
-        blocks += 1;
-        present += image.present_sectors(block)?.0;
-    }
-    let room = blocks * size.sectors().0;
-    let share = if room == 0 { 0.0 } else { present as f64 * 100.0 / room as f64 };
-    writeln!(out, "blocks allocated: {blocks} of {}", image.blocks())?;
-    writeln!(out, "sectors written: {present} of {room} in these ({share:.2}%)")?;
-    Ok(())
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 use vhd_core::{
-    Batmap, ByteCount, Container, CreateError, Existing, FileOffset, FileStorage, Image, Lock, OpenError, ParentLink,
-    ReadOnly, StorageError, Uuid, folder_of, write_new_file,
+    ByteCount, Container, CreateError, Existing, FileOffset, FileStorage, Image, Lock, OpenError, ParentLink, ReadOnly,
+    StorageError, Uuid, folder_of, write_new_file,
 };
 
 use super::{Failure, Refused, chain_options};
@@ -28,15 +28,15 @@ pub(super) struct Args {
     #[arg(short = 'N', value_name = "NEW")]
     new: PathBuf,
     /// Encrypt the copy: refused, as this program does not encrypt
-    #[arg(short, value_name = "KEYFILE", conflicts_with = "plain")]
+    #[arg(short, value_name = "KEYFILE")]
     key: Option<PathBuf>,
-    /// Make a copy that is not encrypted: refused where the image is
+    /// Encrypt the copy with a key from standard input: refused likewise
     #[arg(short = 'E')]
-    plain: bool,
+    key_from_stdin: bool,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    if args.key.is_some() {
+    if args.key.is_some() || args.key_from_stdin {
         return Err(Refused::image(&args.name, Errno::OPNOTSUPP, "a copy cannot be encrypted").into());
     }
     let file = FileStorage::open(&args.name, Lock::Shared);
@@ -51,10 +51,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if image.footer().poisoned() {
         return Err(OpenError::UnfinishedResize { path: args.name.clone() }.into());
     }
-    if args.plain && image.batmap().and_then(Batmap::key_hash).is_some() {
-        return Err(Refused::image(&args.name, Errno::OPNOTSUPP, "encrypted, and a copy cannot be decrypted").into());
-    }
     let link = parent_from(&image, &args.name, &args.new)?;
+    let (marker, key_hash) = (image.marker()?, image.key_hash()?);
     write_new_file(&args.new, Existing::Keep, |new| {
         copy(&source, new)?;
         let mut copy = Image::writable_from_container(new.clone())?;
@@ -62,6 +60,13 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         copy.set_unique_id(Uuid::new_v4())?;
         if let Some(link) = &link {
             copy.relink(link)?;
+        }
+        // Where there is no batmap, they are attributes of the file.
+        if copy.marker()? != marker {
+            copy.set_marker(marker)?;
+        }
+        if let Some(key) = key_hash.filter(|_| copy.batmap().is_none()) {
+            copy.set_key_hash(key)?;
         }
         copy.close()?;
         new.sync()?;

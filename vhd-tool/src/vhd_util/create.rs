@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use rustix::io::Errno;
 use vhd_core::{BlockSize, NewImage, NewKind};
 
 use super::new_image::{mebibytes, place};
@@ -29,7 +30,12 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let size = rounded.ok_or_else(|| Refused::size(&args.name, args.size))?;
     let kind = if args.fixed { NewKind::Fixed } else { NewKind::Dynamic { block_size: BlockSize::DEFAULT } };
     let mut new = NewImage::new(size, kind);
-    if let Some(room) = args.room {
+    if let Some(room) = args.room.filter(|&room| room > 0) {
+        if room < args.size {
+            return Err(
+                Refused::image(&args.name, Errno::INVAL, "its disk is larger than what room is made for").into()
+            );
+        }
         new.room = mebibytes(room).ok_or_else(|| Refused::size(&args.name, room))?;
     }
     place(&args.name, &new)

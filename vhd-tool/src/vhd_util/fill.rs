@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use rustix::io::Errno;
 use vhd_core::{BlockIndex, Extents, Header, Sector, SectorRange, Source, Volume};
 
-use super::{Failure, chain_options};
+use super::{Failure, Refused, chain_options};
 use crate::disk::CHUNK;
 
 /// Blocks that are allocated side by side.
@@ -22,21 +23,36 @@ pub(super) struct Args {
     /// Only allocate the blocks: the disk reads as before, parents included
     #[arg(short = 'b')]
     blocks_only: bool,
+    /// With -b: from the block of this sector on
+    #[arg(short, value_name = "SECTOR", requires = "blocks_only")]
+    from: Option<u64>,
+    /// With -b: up to the block of this sector
+    #[arg(short, value_name = "SECTOR", requires = "blocks_only")]
+    to: Option<u64>,
+    /// Accepted: no block can be placed past 2 TiB
+    #[arg(short = 'B', requires = "blocks_only", hide = true)]
+    beyond: bool,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let volume = Volume::open(&args.name, &chain_options())?;
-    let filled = if args.blocks_only { allocate(&volume) } else { write(&volume) };
+    let filled = if args.blocks_only { allocate(&volume, args) } else { write(&volume) };
     // Also after an error: what was allocated in vain goes, and the file ends with its footer.
     let closed = volume.close();
     filled?;
     Ok(closed?)
 }
 
-fn allocate(volume: &Volume) -> Result<(), Failure> {
-    let blocks = volume.leaf().blocks();
-    for first in (0..blocks).step_by(BATCH as usize) {
-        let batch: Vec<_> = (first..blocks.min(first.saturating_add(BATCH))).map(BlockIndex).collect();
+fn allocate(volume: &Volume, args: &Args) -> Result<(), Failure> {
+    let Some(per_block) = volume.leaf().header().map(|header| header.block_size().sectors().0) else { return Ok(()) };
+    let (from, to) = (args.from.unwrap_or(0), args.to.unwrap_or(u64::MAX));
+    if from > to {
+        return Err(Refused::image(&args.name, Errno::INVAL, "the last sector comes before the first").into());
+    }
+    let end = (to / per_block + 1).min(volume.leaf().blocks().into()) as u32;
+    let start = (from / per_block).min(end.into()) as u32;
+    for first in (start..end).step_by(BATCH as usize) {
+        let batch: Vec<_> = (first..end.min(first.saturating_add(BATCH))).map(BlockIndex).collect();
         volume.leaf().reserve(&batch)?;
         volume.flush()?;
     }

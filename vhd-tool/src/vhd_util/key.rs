@@ -15,23 +15,25 @@ use super::{Failure, Refused};
 use crate::output;
 
 /// Set, check or print the hash of the key that an image is encrypted with
+///
+/// It can be set only while the image holds nothing.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("task").required(true))]
 #[command(group = clap::ArgGroup::new("from"))]
 #[expect(clippy::struct_excessive_bools, reason = "each is an option that blktap's program has")]
 pub(super) struct Args {
     /// The image
-    #[arg(short)]
-    name: PathBuf,
+    #[arg(short, required_unless_present = "calculate")]
+    name: Option<PathBuf>,
     /// Set the hash
     #[arg(short, group = "task", requires = "from")]
     set: bool,
     /// Check that the image is encrypted with this key
     #[arg(short, group = "task", requires = "from")]
     check: bool,
-    /// Check that the image is encrypted
+    /// Print the hash that a key has with the nonce; without a key, check that the image is encrypted
     #[arg(short = 'C', group = "task")]
-    check_encrypted: bool,
+    calculate: bool,
     /// Print nonce and hash
     #[arg(short, group = "task")]
     print: bool,
@@ -50,41 +52,67 @@ pub(super) struct Args {
 #[derive(Clone, Copy, Debug)]
 struct Hex([u8; 32]);
 
+const NO_NONCE: Hex = Hex([0; 32]);
+
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    if args.set {
-        let nonce = match args.nonce {
-            Some(Hex(nonce)) => nonce,
-            None if args.key.is_some() => random_nonce()?,
-            None => [0; 32],
-        };
-        let mut image = Image::open_writable(&args.name)?;
-        image.set_key_hash(KeyHash { nonce, hash: given_hash(args, &nonce)? })?;
-        return Ok(image.close()?);
+    if let (true, Some(key)) = (args.calculate, &args.key) {
+        let Hex(nonce) = args.nonce.unwrap_or(NO_NONCE);
+        return print(&hex(&hash_of(key, &nonce)?));
     }
-    let image: Image<ReadOnly> = Image::open(&args.name, Lock::None)?;
+    let refused = |what: &str| Refused::image(args.name.clone().unwrap_or_default(), Errno::INVAL, what);
+    let name = args.name.as_ref().ok_or_else(|| refused("neither an image nor a key was given"))?;
+    if args.set {
+        return set(args, name);
+    }
+    let image: Image<ReadOnly> = Image::open(name, Lock::None)?;
     let found = image.key_hash()?;
     if args.print {
-        let mut out = output::stdout();
-        match found {
-            Some(key) => writeln!(out, "{} {}", hex(&key.nonce), hex(&key.hash))?,
-            None => writeln!(out, "none")?,
-        }
-        return Ok(out.flush()?);
+        return print(&found.map_or("none".into(), |key| format!("{} {}", hex(&key.nonce), hex(&key.hash))));
     }
-    let found = found.ok_or_else(|| Refused::image(&args.name, Errno::NODATA, "records no key"))?;
+    let found = found.ok_or_else(|| refused("records no key"))?;
     if args.check && given_hash(args, &found.nonce)? != found.hash {
-        return Err(Refused::image(&args.name, Errno::ACCESS, "is encrypted with another key").into());
+        return Err(refused("is encrypted with another key").into());
     }
     Ok(())
+}
+
+/// Records a key. What an image holds already is not encrypted with it, and would be lost to whoever decrypts it.
+fn set(args: &Args, name: &Path) -> Result<(), Failure> {
+    let nonce = match args.nonce {
+        Some(Hex(nonce)) => nonce,
+        None if args.key.is_some() => random_nonce()?,
+        None => NO_NONCE.0,
+    };
+    let key = KeyHash { nonce, hash: given_hash(args, &nonce)? };
+    let mut image = Image::open_writable(name)?;
+    let is_empty = image.header().is_some() && image.allocated_blocks().next().transpose()?.is_none();
+    if !is_empty {
+        return Err(Refused::image(name, Errno::INVAL, "holds data, which is not encrypted with the key").into());
+    }
+    image.set_key_hash(key)?;
+    Ok(image.close()?)
+}
+
+fn print(line: &str) -> Result<(), Failure> {
+    let mut out = output::stdout();
+    writeln!(out, "{line}")?;
+    Ok(out.flush()?)
 }
 
 /// The hash that was given, or that of the key that was given.
 fn given_hash(args: &Args, nonce: &[u8; 32]) -> Result<[u8; 32], Failure> {
     match (&args.hash, &args.key) {
         (Some(Hex(hash)), _) => Ok(*hash),
-        (None, Some(path)) => Ok(Sha256::new().chain_update(nonce).chain_update(read_key(path)?).finalize().into()),
-        (None, None) => Err(Refused::image(&args.name, Errno::INVAL, "neither a key nor its hash was given").into()),
+        (None, Some(path)) => hash_of(path, nonce),
+        (None, None) => {
+            let name = args.name.clone().unwrap_or_default();
+            Err(Refused::image(name, Errno::INVAL, "neither a key nor its hash was given").into())
+        }
     }
+}
+
+fn hash_of(key: &Path, nonce: &[u8; 32]) -> Result<[u8; 32], Failure> {
+    Ok(Sha256::new().chain_update(nonce).chain_update(read_key(key)?).finalize().into())
 }
 
 fn read_key(path: &Path) -> Result<Vec<u8>, Failure> {

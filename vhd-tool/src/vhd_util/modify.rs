@@ -9,7 +9,7 @@ use vhd_core::{
 };
 
 use super::new_image::is_device;
-use super::{Failure, Refused, chain_options, open_writable};
+use super::{Failure, Refused, chain_options, note_parent_outside, open_writable};
 use crate::disk;
 
 /// Change the parent of an image, where it ends, or drop all that it holds
@@ -39,6 +39,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let link = link(args, &image, parent)?;
         image.relink(&link)?;
         image.close()?;
+        note_parent_outside(&args.name, parent);
     }
     if args.zero {
         open_writable(&args.name)?.clear()?;

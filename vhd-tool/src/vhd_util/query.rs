@@ -29,6 +29,9 @@ pub(super) struct Args {
     /// With -p: as the image says it, whether there or not
     #[arg(short = 'u')]
     unresolved: bool,
+    /// With -v and -f: as the copy of the footer at the start says it, be the one at the end whole or not
+    #[arg(short = 'b')]
+    backup: bool,
     /// Whether it is hidden
     #[arg(short = 'f', group = "question")]
     hidden: bool,
@@ -48,11 +51,13 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let image: Image<ReadOnly> = Image::open(&args.name, Lock::None)?;
+    let backup = args.backup.then(|| image.footer_copy()).transpose()?;
+    let footer = backup.as_ref().unwrap_or(image.footer());
     let mut out = output::stdout();
     // One question without an answer does not hinder the others.
     let mut failed = None;
     if args.size {
-        writeln!(out, "{}", image.footer().current_size().0 >> 20)?;
+        writeln!(out, "{}", footer.current_size().0 >> 20)?;
     }
     if args.physical {
         writeln!(out, "{}", (image.used_end()? + FOOTER_SIZE).0)?;
@@ -67,11 +72,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                 }
             }
         } else {
-            writeln!(out, "{} has no parent", args.name.display())?;
+            writeln!(out, "{} has no parent", printable(&args.name.to_string_lossy()))?;
         }
     }
     if args.hidden {
-        writeln!(out, "hidden: {}", image.footer().hidden_value())?;
+        writeln!(out, "hidden: {}", footer.hidden_value())?;
     }
     if args.marker {
         writeln!(out, "marker: {}", image.marker()?)?;

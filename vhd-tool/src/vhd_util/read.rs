@@ -9,11 +9,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use vhd_core::{BlockIndex, Chain, Image, Lock, ReadOnly, Sector, SectorCount};
+use vhd_core::{BlockIndex, Chain, Image, Lock, ReadOnly, Sector, SectorCount, SectorRange};
 
 use super::{Failure, Refused, chain_options};
 use crate::output;
-use content::Dump;
 pub(super) use headers::print as print_headers;
 
 /// Print the structure of an image, or what it holds
@@ -40,9 +39,9 @@ pub(super) struct Args {
     /// Print whether sectors are in this layer
     #[arg(short = 'i', value_name = "SECTOR")]
     test_bits: Option<u64>,
-    /// Print the extents of this layer: first sector and sectors, a line each
-    #[arg(short = 'e')]
-    extents: bool,
+    /// Print the extents of this layer, first sector and sectors, a line each: of all of the disk, or of sectors
+    #[arg(short = 'e', value_name = "SECTOR", num_args = 0..=1)]
+    extents: Option<Option<u64>>,
     /// Print the batmap, in binary
     #[arg(short = 'a')]
     batmap: bool,
@@ -58,12 +57,28 @@ pub(super) struct Args {
     /// Print sectors of the disk, parents included, in binary
     #[arg(short = 'r', value_name = "SECTOR")]
     sectors: Option<u64>,
-    /// Print bytes of the disk, parents included
+    /// Print bytes of the disk, parents included, in binary
     #[arg(short = 'R', value_name = "BYTE")]
     bytes: Option<u64>,
-    /// Print in hexadecimal what is binary
+    /// Print numbers in hexadecimal
     #[arg(short = 'x')]
     hex: bool,
+    /// Accepted: has no effect
+    #[arg(short = 'C', hide = true)]
+    cached: bool,
+}
+
+/// How numbers are printed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Numbers {
+    hex: bool,
+}
+
+impl Numbers {
+    fn show(self, number: u64) -> String {
+        // As C prints a zero.
+        if self.hex && number != 0 { format!("{number:#x}") } else { number.to_string() }
+    }
 }
 
 impl Args {
@@ -72,7 +87,7 @@ impl Args {
         let blocks = [self.bat, self.bitmap, self.test_batmap, self.data];
         let sectors = [self.translate, self.test_bits, self.sectors, self.bytes];
         self.allocated
-            || self.extents
+            || self.extents.is_some()
             || self.batmap
             || blocks.iter().any(Option::is_some)
             || sectors.iter().any(Option::is_some)
@@ -89,42 +104,46 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 fn print(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+    let numbers = Numbers { hex: args.hex };
     if args.headers {
-        print_headers(&args.name, out)?;
+        print_headers(&args.name, numbers, out)?;
     }
     if !args.asks_for_content() {
         let asked = args.headers.then_some(());
         return asked.ok_or_else(|| refused(&args.name, "nothing of it is asked for").into());
     }
     let image = Image::<ReadOnly>::open(&args.name, Lock::None)?;
-    let hex = args.hex;
     let count = args.count;
-    if let Some(sector) = args.translate {
-        blocks::translate(&image, Sector(sector), SectorCount(count), out)?;
+    if let Some(first) = args.translate {
+        let sectors = content::range(&image, Sector(first), SectorCount(count))?;
+        blocks::translate(&image, sectors, numbers, out)?;
     }
     if let Some(first) = args.bat {
-        blocks::bat_entries(&image, BlockIndex(first), count, out)?;
+        blocks::bat_entries(&image, BlockIndex(first), count, numbers, out)?;
     }
     if args.allocated {
-        blocks::allocated(&image, &mut Dump::new(out, hex))?;
+        blocks::allocated(&image, out)?;
     }
     if let Some(first) = args.bitmap {
-        blocks::bitmaps(&image, BlockIndex(first), count, &mut Dump::new(out, hex))?;
+        blocks::bitmaps(&image, BlockIndex(first), count, numbers, out)?;
     }
     if let Some(first) = args.test_bits {
-        content::test_bits(&image, Sector(first), SectorCount(count), out)?;
+        let sectors = content::range(&image, Sector(first), SectorCount(count))?;
+        content::test_bits(&image, sectors, numbers, out)?;
     }
-    if args.extents {
-        content::extents(&image, out)?;
+    if let Some(first) = args.extents {
+        let all = SectorRange::new(Sector(0), image.sectors());
+        let some = first.map(|first| content::range(&image, Sector(first), SectorCount(count)));
+        content::extents(&image, some.transpose()?.unwrap_or(all), numbers, out)?;
     }
     if args.batmap {
-        blocks::batmap(&image, &mut Dump::new(out, hex))?;
+        blocks::batmap(&image, out)?;
     }
     if let Some(first) = args.test_batmap {
-        blocks::test_batmap(&image, BlockIndex(first), count, out)?;
+        blocks::test_batmap(&image, BlockIndex(first), count, numbers, out)?;
     }
     if let Some(first) = args.data {
-        blocks::data(&image, BlockIndex(first), count, &mut Dump::new(out, hex))?;
+        blocks::data(&image, BlockIndex(first), count, numbers, out)?;
     }
     if args.sectors.is_none() && args.bytes.is_none() {
         return Ok(());
@@ -132,15 +151,20 @@ fn print(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let chain = Chain::open(&args.name, &chain_options())?;
     if let Some(first) = args.sectors {
         let bytes = first.checked_mul(512).zip(count.checked_mul(512));
-        let (first, count) = bytes.ok_or_else(|| refused(&args.name, "no disk has such sectors"))?;
-        content::bytes(&chain, first, count, &mut Dump::new(out, hex))?;
+        let (first, count) = bytes.ok_or_else(|| beyond(&args.name, "no disk has such sectors"))?;
+        content::bytes(&chain, first, count, out)?;
     }
     if let Some(first) = args.bytes {
-        content::bytes(&chain, first, count, &mut Dump::new(out, hex))?;
+        content::bytes(&chain, first, count, out)?;
     }
     Ok(())
 }
 
 fn refused(name: &Path, what: &str) -> Refused {
     Refused::image(name, Errno::INVAL, what)
+}
+
+/// Refuses what lies beyond the end of something.
+fn beyond(name: &Path, what: &str) -> Refused {
+    Refused::image(name, Errno::RANGE, what)
 }

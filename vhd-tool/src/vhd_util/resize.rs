@@ -37,6 +37,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if size < present {
         return Err(refused(Errno::NOSYS, "a disk does not become smaller").into());
     }
+    if args.journal.as_ref().is_some_and(|journal| journal.is_file()) {
+        return Err(refused(Errno::EXIST, "its journal is there already: is a resize to be reverted?").into());
+    }
     if size == present {
         return Ok(());
     }

@@ -13,6 +13,7 @@ use std::io::Write;
 use std::path::{Component, Path, PathBuf};
 
 use rayon::prelude::*;
+use rustix::io::Errno;
 
 use super::Failure;
 use crate::output;
@@ -62,20 +63,27 @@ struct Listed {
     found: Result<Found, Failure>,
     /// The path of its parent, as far as that can be told.
     parent: Option<PathBuf>,
+    /// It was not asked for, but is the parent of one that was.
+    is_added: bool,
+}
+
+impl Listed {
+    /// Whether it ends the scan: a parent that is not there does not.
+    fn is_failure(&self) -> bool {
+        self.found.as_ref().is_err_and(|failure| !(self.is_added && failure.errno() == Errno::NOENT))
+    }
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let group = args.group.as_deref().map(VolumeGroup::list).transpose()?;
     let paths = match &group {
         Some(group) => matching_volumes(args, group)?,
-        None => matching_files(args),
+        None => matching_files(args)?,
     };
     let mut images = list(args, group.as_ref(), paths);
-    let mut failed = None;
-    if !args.go_on
-        && let Some(first) = images.iter().position(|image| image.found.is_err())
-    {
-        failed = images.drain(first..).next().and_then(|image| image.found.err());
+    let first = images.iter().position(Listed::is_failure).filter(|_| !args.go_on);
+    if let Some(first) = first {
+        images.truncate(first + 1);
     }
     let mut out = output::stdout();
     if args.tree {
@@ -86,21 +94,22 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         }
     }
     out.flush()?;
+    let failed = first.and_then(|_| images.pop()).and_then(|image| image.found.err());
     failed.map_or(Ok(()), Err)
 }
 
 /// Lists the files that match in the order of their names, then those that were named, each once.
-fn matching_files(args: &Args) -> Vec<PathBuf> {
-    let patterns = args.matching.iter().flat_map(|pattern| braces::expand(pattern));
-    let paths = patterns.flat_map(|pattern| pattern::matching(&pattern)).chain(args.files.iter().cloned());
-    each_once(paths.collect())
+fn matching_files(args: &Args) -> Result<Vec<PathBuf>, Failure> {
+    let patterns = args.matching.as_deref().map(braces::expand).transpose()?.unwrap_or_default();
+    let paths = patterns.iter().flat_map(|pattern| pattern::matching(pattern)).chain(args.files.iter().cloned());
+    Ok(each_once(paths.collect()))
 }
 
 /// Lists the volumes that match, or that were named; without a pattern or a name, all.
 fn matching_volumes(args: &Args, group: &VolumeGroup) -> Result<Vec<PathBuf>, Failure> {
-    let everything = (args.matching.is_none() && args.files.is_empty()).then(|| "*".to_owned());
+    let everything = (args.matching.is_none() && args.files.is_empty()).then_some("*");
     let mut paths = Vec::new();
-    for pattern in everything.iter().chain(&args.matching).flat_map(|pattern| braces::expand(pattern)) {
+    for pattern in everything.or(args.matching.as_deref()).map(braces::expand).transpose()?.unwrap_or_default() {
         let pattern = glob::Pattern::new(&pattern)?;
         paths.extend(group.names().filter(|name| pattern.matches(name)).map(PathBuf::from));
     }
@@ -115,28 +124,32 @@ fn each_once(mut paths: Vec<PathBuf>) -> Vec<PathBuf> {
 }
 
 /// Looks at the images, and where that is wanted at their parents, which come after them.
-fn list(args: &Args, group: Option<&VolumeGroup>, mut paths: Vec<PathBuf>) -> Vec<Listed> {
-    let mut known: HashSet<PathBuf> = HashSet::with_capacity(paths.len());
+fn list(args: &Args, group: Option<&VolumeGroup>, paths: Vec<PathBuf>) -> Vec<Listed> {
+    let mut known: HashSet<PathBuf> = paths.iter().map(|path| plain(path)).collect();
     let mut images: Vec<Listed> = Vec::with_capacity(paths.len());
-    while !paths.is_empty() {
-        known.extend(paths.iter().map(|path| plain(path)));
-        let look = |path: PathBuf| {
-            let found = match group {
-                Some(group) => group.look(&path, args.marks),
-                None => entry::look(&path, args.marks),
+    let mut next: Vec<(PathBuf, bool)> = paths.into_iter().map(|path| (path, false)).collect();
+    let mut is_added = false;
+    while !next.is_empty() {
+        let look = |(path, is_raw): (PathBuf, bool)| {
+            let found = match (group, is_raw) {
+                (Some(group), false) => group.look(&path, args.marks),
+                (Some(group), true) => group.look_at_raw(&path, args.marks),
+                (None, false) => entry::look(&path, args.marks),
+                (None, true) => entry::look_at_raw(&path, args.marks),
             };
-            Listed { path, found, parent: None }
+            Listed { path, found, parent: None, is_added }
         };
-        let mut batch: Vec<Listed> = std::mem::take(&mut paths).into_par_iter().map(look).collect();
+        let mut batch: Vec<Listed> = std::mem::take(&mut next).into_par_iter().map(look).collect();
         for image in &mut batch {
             let Some(parent) = image.found.as_ref().ok().and_then(|found| found.parent.as_ref()) else { continue };
             let path = choose(parent, &known, group);
-            if args.parents && !parent.is_raw && known.insert(path.clone()) {
-                paths.push(path.clone());
+            if args.parents && known.insert(path.clone()) {
+                next.push((path.clone(), parent.is_raw));
             }
             image.parent = Some(path);
         }
         images.append(&mut batch);
+        is_added = true;
     }
     images
 }

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+use vhd_core::Image;
+
 use super::{Failure, open_writable};
 
 /// Set a field of an image
@@ -27,11 +30,22 @@ enum Field {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    match set(args) {
+        // What is hidden may be deleted, and that makes room.
+        Err(failure) if failure.errno() == Errno::NOSPC && matches!(args.field, Field::Hidden) && args.value > 0 => {
+            let mut image = Image::open_writable(&args.name)?;
+            image.set_hidden_in_copy(args.value).map_err(|_| failure)?;
+            Ok(image.close()?)
+        }
+        result => result,
+    }
+}
+
+fn set(args: &Args) -> Result<(), Failure> {
     let mut image = open_writable(&args.name)?;
     match args.field {
         Field::Hidden => image.set_hidden_value(args.value)?,
         Field::Marker => image.set_marker(args.value)?,
     }
-    image.close()?;
-    Ok(())
+    Ok(image.close()?)
 }

@@ -9,7 +9,7 @@ use vhd_core::{
 };
 
 use super::new_image::{mebibytes, place};
-use super::{Failure, Refused, chain_options};
+use super::{Failure, Refused, chain_options, note_parent_outside};
 use crate::disk;
 
 /// Create an empty child of an image
@@ -48,7 +48,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let held = FileStorage::open(&args.parent, Lock::Shared);
     let _held = held.map_err(FileError::when(&args.parent, "lock it against merging"))?;
     let (base, size, key_hash) = if args.raw { raw_base(args)? } else { vhd_base(args)? };
-    if args.limit.is_some_and(|limit| base.depth.unwrap_or(1) >= limit) {
+    // The depth on a raw disk is nobody's concern.
+    if !base.unique_id.is_nil() && args.limit.is_some_and(|limit| base.depth.unwrap_or(1) >= limit) {
         return Err(Refused::image(&args.name, Errno::NOSPC, "the chain would be deeper than the limit").into());
     }
     let parent = ParentLink::new(folder_of(&args.name), &base.path, base.unique_id)?;
@@ -57,7 +58,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if let Some(room) = args.room {
         new.room = mebibytes(room).ok_or_else(|| Refused::size(&args.name, room))?;
     }
-    place(&args.name, &new)
+    place(&args.name, &new)?;
+    note_parent_outside(&args.name, &base.path);
+    Ok(())
 }
 
 fn raw_base(args: &Args) -> Result<(Base, ByteCount, Option<KeyHash>), Failure> {

@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime};
 
 use testkit::golden;
 
-use crate::program::{done, ended, files, refused};
+use crate::program::{done, ended, files, refused, write};
 
 /// Unpacks images and gives parents the times of their last change that their children have recorded.
 fn unpack(names: &[&str]) -> tempfile::TempDir {
@@ -48,7 +48,7 @@ fn damage_is_named_before_the_headers() {
     let folder = golden::unpack(&damaged);
     for name in damaged {
         let (out, _) = ended(folder.path(), &["check", "-n", name], 22);
-        let reason = out.find(&format!("{name} appears invalid; dumping headers\n\nVHD Footer Summary:\n")).unwrap();
+        let reason = out.find(&format!("{name} appears invalid; dumping metadata\nVHD Footer Summary:\n")).unwrap();
         assert!(reason > 0, "no reason: {out}");
     }
     done(folder.path(), &["check", "-B", "-n", "overlapping-blocks.vhd"]);
@@ -59,7 +59,7 @@ fn damage_is_named_before_the_headers() {
 fn files_that_are_no_images() {
     let folder = golden::unpack(&["raw-parent.img"]);
     let (out, _) = ended(folder.path(), &["check", "-n", "raw-parent.img"], 22);
-    assert!(out.ends_with("raw-parent.img appears invalid; dumping headers\n\n"), "{out}");
+    assert!(out.ends_with("raw-parent.img appears invalid; dumping metadata\n"), "{out}");
     fs::write(folder.path().join("empty"), "").unwrap();
     ended(folder.path(), &["check", "-n", "empty"], 22);
     refused(folder.path(), &["check", "-n", "none.vhd"], 2);
@@ -102,8 +102,9 @@ fn parents_are_checked_too_where_that_is_asked_for() {
 fn statistics() {
     let folder = golden::unpack(&["prealloc.vhd"]);
     let out = done(folder.path(), &["check", "-s", "-n", "prealloc.vhd"]);
-    let expected = "prealloc.vhd is valid\nblocks allocated: 1 of 5\nsectors written: 5 of 4096 in these (0.12%)\n";
-    assert_eq!(out, expected);
+    assert_eq!(out, "prealloc.vhd: secs allocated: 0x1000 secs written: 0x5 (0.12%)\n");
+    refused(folder.path(), &["check", "-s", "-B", "-n", "prealloc.vhd"], 22);
+    refused(folder.path(), &["check", "-b", "-B", "-n", "prealloc.vhd"], 22);
 }
 
 /// What a bitmap does not show is no reason, unless it is looked for.
@@ -139,4 +140,40 @@ fn what_a_crash_has_left_does_not_stop_whoever_collects() {
     assert!(told("mid.vhd").contains("differ"), "{}", told("mid.vhd"));
     done(folder.path(), &["modify", "-n", "mid.vhd", "-p", "base.vhd"]);
     assert_eq!(told("mid.vhd"), "");
+}
+
+#[test]
+fn a_name_is_one_line() {
+    let folder = golden::unpack(&["meta.vhd"]);
+    fs::rename(folder.path().join("meta.vhd"), folder.path().join("a\nb.vhd")).unwrap();
+    for args in [["check", "-n", "a\nb.vhd"], ["query", "-pn", "a\nb.vhd"]] {
+        assert_eq!(done(folder.path(), &args).lines().count(), 1);
+    }
+}
+
+/// What each layer holds, and what of it no layer beneath does.
+#[test]
+fn statistics_of_a_chain() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    done(at, &["create", "-n", "base.vhd", "-s", "8"]);
+    write(at, "base.vhd", 0, &[1; 10 * 512]);
+    done(at, &["snapshot", "-n", "mid.vhd", "-p", "base.vhd"]);
+    write(at, "mid.vhd", 5 * 512, &[2; 10 * 512]);
+    done(at, &["snapshot", "-n", "leaf.vhd", "-p", "mid.vhd"]);
+    write(at, "leaf.vhd", 0, &[3; 20 * 512]);
+    write(at, "leaf.vhd", 6 << 20, &[3; 512]);
+    let all = done(at, &["check", "-t", "-p", "-s", "-n", "leaf.vhd"]);
+    let expected = [
+        "base.vhd: secs allocated: 0x1000 secs written: 0xa (0.24%)",
+        "mid.vhd: secs allocated: 0x1000 secs written: 0xa (0.24%) secs not in parent: 0x5 (50.00%) \
+         secs not in ancestors: 0x5 (50.00%)",
+        "leaf.vhd: secs allocated: 0x2000 secs written: 0x15 (0.26%) secs not in parent: 0xb (52.38%) \
+         secs not in ancestors: 0x6 (28.57%)",
+    ];
+    assert_eq!(all.lines().collect::<Vec<_>>(), expected);
+    assert_eq!(
+        done(at, &["check", "-t", "-s", "-n", "leaf.vhd"]),
+        "leaf.vhd: secs allocated: 0x2000 secs written: 0x15 (0.26%)\n"
+    );
 }

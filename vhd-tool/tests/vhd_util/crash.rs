@@ -104,7 +104,10 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "key",
-        build: chain,
+        build: |here| {
+            done(here, &["create", "-n", "base.vhd", "-s", "8"]);
+            done(here, &["snapshot", "-n", "leaf.vhd", "-p", "base.vhd"]);
+        },
         args: &["key", "-s", "-H", HASH, "-n", "leaf.vhd"],
         look: |here| [leaf(here), done(here, &["key", "-p", "-n", "leaf.vhd"])].concat(),
     },

@@ -75,6 +75,7 @@ fn what_no_disk_can_be_is_refused_and_nothing_is_replaced() {
         refused(folder.path(), &["create", "-n", "fixed-4m.vhd", "-s", size], 22);
     }
     refused(folder.path(), &["create", "-n", "fixed-4m.vhd", "-s", "4", "-S", "2097153"], 22);
+    refused(folder.path(), &["create", "-n", "fixed-4m.vhd", "-s", "4", "-S", "3"], 22);
     refused(folder.path(), &["create", "-n", "fixed-4m.vhd"], 22);
     refused(folder.path(), &["create", "-s", "4"], 22);
     refused(folder.path(), &["create", "-n", "none/a.vhd", "-s", "4"], 2);

@@ -60,3 +60,15 @@ fn without_space_an_image_keeps_its_end_footer_and_its_content() {
         }
     }
 }
+
+#[test]
+fn blocks_alone_may_be_some_of_them() {
+    let folder = golden::unpack(&["empty-10m.vhd"]);
+    let here = folder.path();
+    done(here, &["fill", "-b", "-B", "-f", "5000", "-t", "8192", "-n", "empty-10m.vhd"]);
+    let image: Image<ReadOnly> = Image::open(&here.join("empty-10m.vhd"), Lock::None).unwrap();
+    let blocks: Vec<_> = image.allocated_blocks().map(|block| block.unwrap().0.0).collect();
+    assert_eq!(blocks, [1, 2]);
+    refused(here, &["fill", "-b", "-f", "2", "-t", "1", "-n", "empty-10m.vhd"], 22);
+    refused(here, &["fill", "-f", "2", "-n", "empty-10m.vhd"], 22);
+}

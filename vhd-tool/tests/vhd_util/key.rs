@@ -2,21 +2,19 @@ use std::fs;
 
 use testkit::golden;
 
-use crate::program::{done, refused};
+use crate::program::{done, files, refused};
 
 const NAME: &str = "empty-10m.vhd";
 
 #[test]
 fn a_hash_is_set_and_printed() {
-    let folder = golden::unpack(&[NAME, "fixed-4m.vhd"]);
+    let folder = golden::unpack(&[NAME]);
     let (hash, nonce) = ("0123456789abcdef".repeat(4), "fe".repeat(32));
-    for image in [NAME, "fixed-4m.vhd"] {
-        assert_eq!(done(folder.path(), &["key", "-p", "-n", image]), "none\n");
-        assert_eq!(done(folder.path(), &["key", "-s", "-n", image, "-H", &hash, "-N", &nonce]), "");
-        assert_eq!(done(folder.path(), &["key", "--debug", "-p", "-n", image]), format!("{nonce} {hash}\n"));
-        done(folder.path(), &["key", "-s", "-n", image, "-H", &hash]);
-        assert_eq!(done(folder.path(), &["key", "-p", "-n", image]), format!("{} {hash}\n", "00".repeat(32)));
-    }
+    assert_eq!(done(folder.path(), &["key", "-p", "-n", NAME]), "none\n");
+    assert_eq!(done(folder.path(), &["key", "-s", "-n", NAME, "-H", &hash, "-N", &nonce]), "");
+    assert_eq!(done(folder.path(), &["key", "--debug", "-p", "-n", NAME]), format!("{nonce} {hash}\n"));
+    done(folder.path(), &["key", "-s", "-n", NAME, "-H", &hash]);
+    assert_eq!(done(folder.path(), &["key", "-p", "-n", NAME]), format!("{} {hash}\n", "00".repeat(32)));
 }
 
 #[test]
@@ -32,7 +30,8 @@ fn a_key_is_hashed_after_the_nonce_and_checked() {
         assert_eq!(done(folder.path(), &["key", "-p", "-n", NAME]), format!("{nonce} {hash}\n"));
         assert_eq!(done(folder.path(), &["key", "-c", "-n", NAME, "-k", "key"]), "");
         assert_eq!(done(folder.path(), &["key", "-C", "-n", NAME]), "");
-        refused(folder.path(), &["key", "-c", "-n", NAME, "-k", "other"], 13);
+        refused(folder.path(), &["key", "-c", "-n", NAME, "-k", "other"], 22);
+        assert_eq!(done(folder.path(), &["key", "-C", "-k", "key", "-N", &nonce]), format!("{hash}\n"));
         // Each time another nonce, where none is given.
         done(folder.path(), &["key", "-s", "-n", NAME, "-k", "key"]);
         let first = done(folder.path(), &["key", "-p", "-n", NAME]);
@@ -55,6 +54,18 @@ fn what_is_no_key_is_refused() {
     refused(folder.path(), &["key", "-s", "-n", NAME], 22);
     refused(folder.path(), &["key", "-n", NAME], 22);
     refused(folder.path(), &["key", "-p", "-n", "none.vhd"], 2);
-    refused(folder.path(), &["key", "-C", "-n", NAME], 61);
+    refused(folder.path(), &["key", "-C", "-n", NAME], 22);
+    refused(folder.path(), &["key", "-C"], 22);
     assert_eq!(done(folder.path(), &["key", "-p", "-n", NAME]), "none\n");
+}
+
+/// Whoever decrypts what is not encrypted has nothing.
+#[test]
+fn an_image_that_holds_data_gets_no_key() {
+    let folder = golden::unpack(&["base.vhd", "fixed-4m.vhd"]);
+    let before = files(folder.path());
+    for image in ["base.vhd", "fixed-4m.vhd"] {
+        refused(folder.path(), &["key", "-s", "-n", image, "-H", &"ab".repeat(32)], 22);
+    }
+    assert_eq!(files(folder.path()), before);
 }

@@ -118,3 +118,19 @@ fn what_is_written_shows_in_the_blocks() {
     write(folder.path(), "a.vhd", 4 << 20, b"x");
     assert_eq!(done(folder.path(), &["query", "-sa", "-n", "a.vhd"]), format!("{}\n1\n", 4096 + (2 << 20) + 512));
 }
+
+/// As the storage manager asks where it does not trust the footer at the end.
+#[test]
+fn the_copy_of_the_footer_answers_where_that_is_wanted() {
+    let folder = golden::unpack(&["meta.vhd", "fixed-4m.vhd"]);
+    let path = folder.path().join("meta.vhd");
+    let copy = fs::read(&path).unwrap()[..512].to_vec();
+    done(folder.path(), &["set", "-n", "meta.vhd", "-f", "hidden", "-v", "0"]);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[..512].copy_from_slice(&copy);
+    fs::write(&path, bytes).unwrap();
+    let answer = |hidden| format!("10\n2101760\nmeta.vhd has no parent\nhidden: {hidden}\n1\n");
+    assert_eq!(done(folder.path(), &["query", "--debug", "-vsafp", "-n", "meta.vhd"]), answer(0));
+    assert_eq!(done(folder.path(), &["query", "--debug", "-vsafpb", "-n", "meta.vhd"]), answer(1));
+    refused(folder.path(), &["query", "-vb", "-n", "fixed-4m.vhd"], 22);
+}

@@ -63,13 +63,17 @@ fn parents_that_did_not_match_are_added_where_that_is_wanted() {
 #[test]
 fn a_tree_shows_children_under_their_parents() {
     let (folder, [base, leaf, meta, mid, sibling]) = family();
-    let tree = format!("{base}   {mid}      {leaf}      {sibling}{meta}");
+    // The hidden ones first, and below their parent last.
+    let tree = format!("{meta}{base}   {mid}      {leaf}      {sibling}");
     assert_eq!(done(folder.path(), &["scan", "-f", "-p", "-m", "*.vhd"]), tree);
     let lonely = |line: &str| line.replace('\n', " (not found in scan)\n");
     let tree = format!("{}{}", lonely(&leaf), lonely(&sibling));
     assert_eq!(done(folder.path(), &["scan", "-f", "-p", "-m", "{leaf,sibling}.vhd"]), tree);
     let tree = format!("{base}   {mid}      {leaf}");
     assert_eq!(done(folder.path(), &["scan", "-fpa", "-m", "leaf.vhd"]), tree);
+    done(folder.path(), &["set", "-n", "leaf.vhd", "-f", "hidden", "-v", "1"]);
+    let tree = format!("{meta}{base}   {mid}      {sibling}      {}", leaf.replace("hidden=0", "hidden=1"));
+    assert_eq!(done(folder.path(), &["scan", "-f", "-p", "-m", "*.vhd"]), tree);
 }
 
 #[test]
@@ -78,9 +82,9 @@ fn whole_paths_marker_and_key_are_printed_where_wanted() {
     let key = "ab".repeat(32);
     let text = done(folder.path(), &["scan", "-f", "-M", "-m", "*.vhd"]);
     let expected = format!(
-        "vhd=fixed-4m.vhd capacity=4194304 size=4194816 hidden=0 marker=0 keyhash=none parent=none\n\
+        "vhd=fixed-4m.vhd capacity=4194304 size=4194816 hidden=0 marker=0 keyhash= parent=none\n\
          vhd=meta.vhd capacity=10485760 size=2101760 hidden=1 marker=5 keyhash={key} parent=none\n\
-         vhd=mid.vhd capacity=67108864 size=52535808 hidden=0 marker=0 keyhash=none parent=base.vhd\n"
+         vhd=mid.vhd capacity=67108864 size=52535808 hidden=0 marker=0 keyhash= parent=base.vhd\n"
     );
     assert_eq!(text, expected);
     let path = |name: &str| folder.path().join(name).display().to_string();
@@ -89,10 +93,17 @@ fn whole_paths_marker_and_key_are_printed_where_wanted() {
 }
 
 #[test]
-fn a_raw_parent_is_named_and_not_looked_at() {
+fn a_raw_parent_counts_as_hidden() {
     let folder = golden::unpack(&["on-raw.vhd", "raw-parent.img"]);
     let on_raw = line("on-raw.vhd", 5_000_192, 2_105_856, 0, "raw-parent.img");
-    assert_eq!(done(folder.path(), &["scan", "-f", "-a", "-m", "*.vhd"]), on_raw);
+    assert_eq!(done(folder.path(), &["scan", "-f", "-m", "*.vhd"]), on_raw);
+    let size = fs::metadata(folder.path().join("raw-parent.img")).unwrap().len();
+    let raw = line("raw-parent.img", size, size, 1, "none");
+    assert_eq!(done(folder.path(), &["scan", "-f", "-a", "-m", "*.vhd"]), [&*on_raw, &raw].concat());
+    // One that is not there is told, and stops nothing.
+    fs::remove_file(folder.path().join("raw-parent.img")).unwrap();
+    let text = done(folder.path(), &["scan", "-f", "-a", "-m", "*.vhd"]);
+    assert!(text.starts_with(&on_raw) && text.contains("raw-parent.img scan-error=-2 "), "{text}");
 }
 
 #[test]
@@ -108,9 +119,12 @@ fn one_that_cannot_be_read_stops_the_scan_or_has_a_line_of_its_own() {
     assert!(lines[3].starts_with("vhd=none.vhd scan-error=-2 error-message='"), "{text}");
 
     let (text, error) = ended(folder.path(), &["scan", "-f", "-m", "{base,bad,leaf}.vhd"], 22);
-    assert_eq!(text, base, "it stops there");
+    let lines: Vec<_> = text.split_inclusive('\n').collect();
+    assert_eq!((lines.len(), lines[0]), (2, &*base), "it stops there");
+    assert!(lines[1].starts_with("vhd=bad.vhd scan-error=-22 "), "{text}");
     assert!(error.contains("bad.vhd"), "{error}");
-    refused(folder.path(), &["scan", "-f", "none.vhd"], 2);
+    let (text, _) = ended(folder.path(), &["scan", "-f", "none.vhd"], 2);
+    assert!(text.starts_with("vhd=none.vhd scan-error=-2 "), "{text}");
 }
 
 /// Whatever lies in a folder under the name of an image, and whatever is damaged in one.
@@ -138,7 +152,8 @@ fn nothing_makes_it_stall_or_panic() {
     }
     for options in ["-fcm", "-fcpm", "-fcaMm", "-fcvpam"] {
         let text = done(here, &["scan", options, "*.vhd"]);
-        let count = fs::read_dir(here).unwrap().count();
+        // A raw parent is not there, and has one all the same.
+        let count = fs::read_dir(here).unwrap().count() + usize::from(options.contains('a'));
         assert_eq!(text.lines().count(), count, "each has a line");
         assert!(text.lines().all(|line| line.trim_start().starts_with("vhd=")), "{options}");
     }

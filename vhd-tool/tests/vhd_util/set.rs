@@ -1,9 +1,9 @@
 use std::fs;
 
-use testkit::golden;
+use testkit::{golden, inject};
 use vhd_core::{Image, Lock, ReadOnly};
 
-use crate::program::{done, guest, refused, write};
+use crate::program::{done, guest, process, refused, write};
 
 #[test]
 fn hidden_is_set_and_cleared_as_the_storage_manager_does_it() {
@@ -58,6 +58,23 @@ fn the_marker_is_kept_with_the_batmap_or_as_an_attribute_of_the_file() {
     }
     let key = format!("{} {}\n", "01".repeat(32), "ab".repeat(32));
     assert_eq!(done(folder.path(), &["key", "-p", "-n", "meta.vhd"]), key);
+}
+
+/// Then it can be deleted, which makes room.
+#[test]
+fn without_room_for_a_footer_an_image_is_hidden_by_its_copy() {
+    let folder = golden::unpack(&["no-end-footer.vhd"]);
+    let before = guest(folder.path(), "no-end-footer.vhd");
+    for (args, code) in [(["hidden", "1"], 0), (["hidden", "0"], 28), (["marker", "1"], 28)] {
+        let set = process(folder.path(), &["set", "-n", "no-end-footer.vhd", "-f", args[0], "-v", args[1]]);
+        let run = inject::fail_at(&set, "pwrite64", 1, "ENOSPC");
+        assert!(run.hit && run.output.status.code() == Some(code), "{args:?} {run:?}");
+        let answers = done(folder.path(), &["query", "-fm", "-n", "no-end-footer.vhd"]);
+        assert_eq!(answers, "hidden: 1\nmarker: 0\n", "{args:?}");
+        assert_eq!(guest(folder.path(), "no-end-footer.vhd"), before);
+    }
+    done(folder.path(), &["set", "-n", "no-end-footer.vhd", "-f", "hidden", "-v", "0"]);
+    assert_eq!(done(folder.path(), &["check", "-t", "-n", "no-end-footer.vhd"]), "no-end-footer.vhd is valid\n");
 }
 
 #[test]

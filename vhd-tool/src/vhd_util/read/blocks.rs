@@ -1,14 +1,13 @@
 //! What the tables say of blocks, and blocks as they lie in the file.
 
-use std::io::Write;
+use std::io::{self, Write};
 
 use vhd_core::{
     Batmap, BlockIndex, BlockPlace, ByteCount, Container, FileOffset, Header, Image, ReadOnly, SECTOR_SIZE, Sector,
-    SectorCount,
+    SectorRange,
 };
 
-use super::content::Dump;
-use super::{Failure, refused};
+use super::{Failure, Numbers, beyond, refused};
 
 /// Bytes that are read at a time.
 const STEP: u64 = 256 * 1024;
@@ -23,11 +22,11 @@ fn map_of(image: &Image<ReadOnly>) -> Result<&Batmap, Failure> {
     Ok(image.batmap().ok_or_else(|| refused(image.path(), "there is no batmap"))?)
 }
 
-/// The blocks asked for, all of which are on the disk.
+/// The blocks asked for, all of which have an entry in the BAT.
 fn range(image: &Image<ReadOnly>, first: BlockIndex, count: u64) -> Result<std::ops::Range<u32>, Failure> {
-    header(image)?;
-    let end = u64::from(first.0).checked_add(count).filter(|&end| end <= u64::from(image.blocks()));
-    let end = end.ok_or_else(|| refused(image.path(), &format!("the disk has only {} blocks", image.blocks())))?;
+    let entries = header(image)?.max_table_entries();
+    let end = u64::from(first.0).checked_add(count).filter(|&end| end <= u64::from(entries));
+    let end = end.ok_or_else(|| beyond(image.path(), &format!("the BAT has only {entries} entries")))?;
     Ok(first.0..end as u32)
 }
 
@@ -39,36 +38,31 @@ fn entry(image: &Image<ReadOnly>, block: u32) -> Result<Option<u32>, Failure> {
     Ok(Some(u32::from_be_bytes(bytes)).filter(|&entry| entry != NONE))
 }
 
-/// The place of a block, which is allocated.
-fn place(image: &Image<ReadOnly>, block: u32) -> Result<BlockPlace, Failure> {
-    let entry = entry(image, block)?;
-    let entry = entry.ok_or_else(|| refused(image.path(), &format!("block {block} is not allocated")))?;
-    Ok(BlockPlace::from_entry(entry, header(image)?.block_size()))
+/// The place of a block, where it is allocated.
+fn place(image: &Image<ReadOnly>, block: u32) -> Result<Option<BlockPlace>, Failure> {
+    let size = header(image)?.block_size();
+    Ok(entry(image, block)?.map(|entry| BlockPlace::from_entry(entry, size)))
 }
+
+const NOT_ALLOCATED: &str = "not allocated";
 
 pub(super) fn translate(
     image: &Image<ReadOnly>,
-    first: Sector,
-    count: SectorCount,
+    sectors: SectorRange,
+    numbers: Numbers,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
-    let end = first.0.checked_add(count.0).filter(|&end| end <= image.sectors().0);
-    let end = end.ok_or_else(|| refused(image.path(), &format!("the disk has only {} sectors", image.sectors())))?;
-    (first.0..end).try_for_each(|sector| translate_one(image, Sector(sector), out))
-}
-
-fn translate_one(image: &Image<ReadOnly>, sector: Sector, out: &mut dyn Write) -> Result<(), Failure> {
-    let Some(size) = image.header().map(Header::block_size) else {
-        return Ok(writeln!(out, "sector {sector}: data offset: {}", sector.byte_offset())?);
-    };
-    let (block, within) = (sector.0 / size.sectors().0, sector.0 % size.sectors().0);
-    write!(out, "sector {sector}: block: {block} sec: {within} ")?;
-    match entry(image, block as u32)?.map(|entry| BlockPlace::from_entry(entry, size)) {
-        None => writeln!(out, "not allocated")?,
-        Some(place) => {
-            let data = place.data + ByteCount(within * SECTOR_SIZE);
-            writeln!(out, "bitmap offset: {} data offset: {data}", place.bitmap)?;
-        }
+    // All of a fixed image is one block.
+    let per_block = image.header().map_or(image.sectors(), |header| header.block_size().sectors()).0;
+    for sector in (sectors.start.0..sectors.end.0).map(Sector) {
+        let (block, within) = (sector.0 / per_block, sector.0 % per_block);
+        let data = match image.header() {
+            Some(_) => place(image, block as u32)?.map(|place| place.data + ByteCount(within * SECTOR_SIZE)),
+            None => Some(FileOffset(sector.byte_offset())),
+        };
+        let data = data.map_or_else(|| NOT_ALLOCATED.into(), |data| numbers.show(data.0));
+        let [sector, block, within] = [sector.0, block, within].map(|number| numbers.show(number));
+        writeln!(out, "logical sector {sector}: block number: {block}, sector offset: {within}, file offset: {data}")?;
     }
     Ok(())
 }
@@ -77,67 +71,81 @@ pub(super) fn bat_entries(
     image: &Image<ReadOnly>,
     first: BlockIndex,
     count: u64,
+    numbers: Numbers,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     for block in range(image, first, count)? {
-        match entry(image, block)? {
-            None => writeln!(out, "block: {block}: not allocated")?,
-            Some(entry) => writeln!(out, "block: {block}: offset: {entry}")?,
-        }
+        let offset = entry(image, block)?.map(|entry| numbers.show(u64::from(entry) * SECTOR_SIZE));
+        let offset = offset.unwrap_or_else(|| NOT_ALLOCATED.into());
+        writeln!(out, "block: {}: offset: {offset}", numbers.show(block.into()))?;
     }
     Ok(())
 }
 
-/// Prints a bit for each entry of the BAT; those beyond the end of the disk are clear.
-pub(super) fn allocated(image: &Image<ReadOnly>, out: &mut Dump<'_>) -> Result<(), Failure> {
-    let header = header(image)?;
-    let (entries, blocks) = (u64::from(header.max_table_entries()), u64::from(image.blocks()));
-    for first in (0..entries).step_by(STEP as usize / 4) {
-        let count = (entries - first).min(STEP / 4);
-        let mut table = vec![0; count as usize * 4];
-        image.container().read_at(&mut table, header.table_offset() + ByteCount(first * 4))?;
+/// Prints a bit for each block of the disk.
+pub(super) fn allocated(image: &Image<ReadOnly>, out: &mut dyn Write) -> Result<(), Failure> {
+    let (table, blocks) = (header(image)?.table_offset(), u64::from(image.blocks()));
+    for first in (0..blocks).step_by(STEP as usize / 4) {
+        let count = (blocks - first).min(STEP / 4);
+        let mut entries = vec![0; count as usize * 4];
+        image.container().read_at(&mut entries, table + ByteCount(first * 4))?;
         let mut bits = vec![0_u8; count.div_ceil(8) as usize];
-        for (i, entry) in table.chunks_exact(4).enumerate() {
-            if entry != NONE.to_be_bytes() && first + (i as u64) < blocks {
-                bits[i / 8] |= 0x80 >> (i % 8);
-            }
+        for (i, _) in entries.chunks_exact(4).enumerate().filter(|(_, entry)| *entry != NONE.to_be_bytes()) {
+            bits[i / 8] |= 0x80 >> (i % 8);
         }
-        out.write(&bits)?;
+        out.write_all(&bits)?;
     }
-    Ok(out.end()?)
+    Ok(())
 }
 
 pub(super) fn bitmaps(
     image: &Image<ReadOnly>,
     first: BlockIndex,
     count: u64,
-    out: &mut Dump<'_>,
+    numbers: Numbers,
+    out: &mut dyn Write,
 ) -> Result<(), Failure> {
+    let length = header(image)?.block_size().bitmap_size();
     for block in range(image, first, count)? {
-        let place = place(image, block)?;
-        print_range(image.container(), place.bitmap, header(image)?.block_size().bitmap_size(), out)?;
+        match place(image, block)? {
+            Some(place) => print_range(image.container(), place.bitmap, length, out)?,
+            None => print_not_allocated(block, numbers, out)?,
+        }
     }
-    Ok(out.end()?)
+    Ok(())
 }
 
-pub(super) fn data(image: &Image<ReadOnly>, first: BlockIndex, count: u64, out: &mut Dump<'_>) -> Result<(), Failure> {
+pub(super) fn data(
+    image: &Image<ReadOnly>,
+    first: BlockIndex,
+    count: u64,
+    numbers: Numbers,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let length = header(image)?.block_size().bytes();
     for block in range(image, first, count)? {
-        let place = place(image, block)?;
-        print_range(image.container(), place.data, header(image)?.block_size().bytes(), out)?;
+        match place(image, block)? {
+            Some(place) => print_range(image.container(), place.data, length, out)?,
+            None => print_not_allocated(block, numbers, out)?,
+        }
     }
-    Ok(out.end()?)
+    Ok(())
 }
 
-pub(super) fn batmap(image: &Image<ReadOnly>, out: &mut Dump<'_>) -> Result<(), Failure> {
+fn print_not_allocated(block: u32, numbers: Numbers, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "block {} {NOT_ALLOCATED}", numbers.show(block.into()))
+}
+
+pub(super) fn batmap(image: &Image<ReadOnly>, out: &mut dyn Write) -> Result<(), Failure> {
     let batmap = map_of(image)?;
-    print_range(image.container(), batmap.map_offset(), batmap.map_size(), out)?;
-    Ok(out.end()?)
+    print_range(image.container(), batmap.map_offset(), batmap.map_size(), out)
 }
 
 pub(super) fn test_batmap(
     image: &Image<ReadOnly>,
     first: BlockIndex,
     count: u64,
+    numbers: Numbers,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let batmap = map_of(image)?;
@@ -147,16 +155,17 @@ pub(super) fn test_batmap(
         if u64::from(block / 8) < batmap.map_size().0 {
             image.container().read_at(&mut byte, batmap.map_offset() + ByteCount(u64::from(block / 8)))?;
         }
-        writeln!(out, "block {block}: {}", byte[0] >> (7 - block % 8) & 1)?;
+        let bit = byte[0] >> (7 - block % 8) & 1;
+        writeln!(out, "batmap for block {}: {bit}", numbers.show(block.into()))?;
     }
     Ok(())
 }
 
-fn print_range(container: &Container, at: FileOffset, length: ByteCount, out: &mut Dump<'_>) -> Result<(), Failure> {
+fn print_range(container: &Container, at: FileOffset, length: ByteCount, out: &mut dyn Write) -> Result<(), Failure> {
     for step in (0..length.0).step_by(STEP as usize) {
         let mut bytes = vec![0; (length.0 - step).min(STEP) as usize];
         container.read_at(&mut bytes, at + ByteCount(step))?;
-        out.write(&bytes)?;
+        out.write_all(&bytes)?;
     }
     Ok(())
 }

@@ -10,15 +10,17 @@ use vhd_core::{
 };
 
 use super::summary::{self, Record};
-use super::{Failure, refused};
+use super::{Failure, Numbers, refused};
 
 /// The most of a map that is read for its checksum: that of 2040 GiB in blocks of 4 KiB.
 const MOST_OF_MAP: u64 = 128 << 20;
 /// The first version of blktap's images that have a batmap.
 const HAS_BATMAP: u32 = 0x0001_0002;
+/// The type of a differencing disk.
+const DIFFERENCING: u32 = 4;
 
 /// Prints all that there is, and fails where something is not.
-pub(in crate::vhd_util) fn print(path: &Path, out: &mut dyn Write) -> Result<(), Failure> {
+pub(in crate::vhd_util) fn print(path: &Path, numbers: Numbers, out: &mut dyn Write) -> Result<(), Failure> {
     let file = FileStorage::open(path, Lock::None).map_err(|source| StorageError {
         path: path.into(),
         action: "open".into(),
@@ -27,23 +29,26 @@ pub(in crate::vhd_util) fn print(path: &Path, out: &mut dyn Write) -> Result<(),
     })?;
     let image = Container::new(path, Arc::new(file));
     let footer = find_footer(&image)?.ok_or_else(|| refused(path, "there is no footer"))?;
-    summary::footer(&footer, out)?;
+    summary::footer(&footer, numbers, out)?;
     let header_at = FileOffset(footer.u64(16));
     if matches!(footer.u32(60), 2) || header_at.0 == u64::MAX {
         return Ok(());
     }
     let header = read(&image, header_at, HEADER_SIZE)?.filter(|header| header.bytes().starts_with(b"cxsparse"));
     let header = header.ok_or_else(|| refused(path, &format!("there is no header at offset {header_at}")))?;
-    summary::header(&header, out)?;
+    summary::header(&header, numbers, out)?;
+    if footer.u32(60) == DIFFERENCING {
+        summary::locators(numbers, out)?;
+    }
     for slot in 0..8 {
         let entry = 576 + slot * 24;
-        if header.u32(entry) != 0 {
+        if footer.u32(60) == DIFFERENCING && header.u32(entry) != 0 {
             let name = locator_name(&image, &header, entry)?;
-            summary::locator(slot, &header, entry, name.as_deref(), out)?;
+            summary::locator(slot, &header, entry, name.as_deref(), numbers, out)?;
         }
     }
     if footer.bytes()[28..32] == *b"tap\0" && footer.u32(32) >= HAS_BATMAP {
-        print_batmap(&image, &header, out)?;
+        print_batmap(&image, &header, numbers, out)?;
     }
     Ok(())
 }
@@ -88,7 +93,7 @@ fn locator_name(image: &Container, header: &Record, entry: usize) -> Result<Opti
     Ok(paths.first().map(|path| path.display().to_string()))
 }
 
-fn print_batmap(image: &Container, header: &Record, out: &mut dyn Write) -> Result<(), Failure> {
+fn print_batmap(image: &Container, header: &Record, numbers: Numbers, out: &mut dyn Write) -> Result<(), Failure> {
     let table = (u64::from(header.u32(28)) * 4).next_multiple_of(512);
     let at = header.u64(16).saturating_add(table);
     let batmap = read(image, FileOffset(at), ByteCount(512))?;
@@ -96,6 +101,6 @@ fn print_batmap(image: &Container, header: &Record, out: &mut dyn Write) -> Resu
     let batmap = batmap.ok_or_else(|| refused(image.path(), &format!("there is no batmap at offset {at}")))?;
     let length = ByteCount(u64::from(batmap.u32(16)) * 512);
     let map = if length.0 <= MOST_OF_MAP { read(image, FileOffset(batmap.u64(8)), length)? } else { None };
-    summary::batmap(&batmap, map.as_ref().map(Record::bytes), out)?;
+    summary::batmap(&batmap, map.as_ref().map(Record::bytes), numbers, out)?;
     map.map(drop).ok_or_else(|| refused(image.path(), "the batmap does not lie in the file").into())
 }

@@ -1,7 +1,14 @@
 //! Braces in patterns: `a{b,c}` stands for `ab` and `ac`.
 
+use rustix::io::Errno;
+
+use crate::vhd_util::Refused;
+
 /// Expands all braces, also nested ones, from left to right. One that is not closed stands for itself, as in a shell.
-pub(super) fn expand(pattern: &str) -> Vec<String> {
+///
+/// # Errors
+/// One that stands for more than [`MOST`].
+pub(super) fn expand(pattern: &str) -> Result<Vec<String>, Refused> {
     let mut done = Vec::new();
     let mut open = vec![(String::new(), pattern.to_owned())];
     while let Some((fixed, rest)) = open.pop() {
@@ -11,17 +18,15 @@ pub(super) fn expand(pattern: &str) -> Vec<String> {
         };
         let fixed = fixed + before;
         if done.len() + open.len() + alternatives.len() > MOST {
-            // Nobody means that many.
-            done.push(fixed + &rest[before.len()..]);
-            continue;
+            return Err(Refused::image("-m", Errno::TOOBIG, format!("the braces stand for more than {MOST} patterns")));
         }
         open.extend(alternatives.iter().rev().map(|part| (fixed.clone(), format!("{part}{after}"))));
     }
-    done
+    Ok(done)
 }
 
-/// The most patterns that one stands for.
-const MOST: usize = 10_000;
+/// The most patterns that one may stand for.
+const MOST: usize = 1 << 20;
 
 /// Splits a pattern at its first braces that are closed: what is before, the alternatives, what is after.
 fn split(pattern: &str) -> Option<(&str, Vec<&str>, &str)> {
@@ -63,12 +68,14 @@ mod tests {
             ("{{a,b}", &["{a", "{b"]),
             ("a}b", &["a}b"]),
         ] {
-            assert_eq!(expand(pattern), expanded, "{pattern}");
+            assert_eq!(expand(pattern).unwrap(), expanded, "{pattern}");
         }
     }
 
     #[test]
     fn no_pattern_stands_for_too_many() {
-        assert!(expand(&"{a,b}".repeat(64)).len() <= MOST + 64);
+        assert!(expand(&"{a,b}".repeat(64)).is_err());
+        let many = format!("{{{}}}", vec!["x"; 12_000].join(","));
+        assert_eq!(expand(&many).unwrap().len(), 12_000);
     }
 }

@@ -47,6 +47,17 @@ pub(super) fn look(path: &Path, marks: bool) -> Result<Found, Failure> {
     describe(&image, size, marks, |path| vec![plain(&path)])
 }
 
+/// Looks at the raw parent of an image.
+pub(super) fn look_at_raw(path: &Path, marks: bool) -> Result<Found, Failure> {
+    let peek = Peek::open(path).map_err(FileError::when(path, "open it"))?;
+    Ok(raw(peek.len().map_err(FileError::when(path, "tell its length"))?, marks))
+}
+
+/// What a raw disk tells: it is nobody's volume as long as an image is its child.
+pub(super) fn raw(size: ByteCount, marks: bool) -> Found {
+    Found { capacity: size, size, hidden: 1, marks: marks.then_some((0, None)), parent: None }
+}
+
 /// Looks at the image in a volume; its parent is another volume, by whatever path the image calls that.
 pub(super) fn look_at_volume(container: Container, size: ByteCount, marks: bool) -> Result<Found, Failure> {
     let image = Image::<ReadOnly>::from_container(container)?;

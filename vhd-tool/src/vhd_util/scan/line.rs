@@ -21,18 +21,19 @@ impl fmt::Display for Line<'_> {
             Some(name) => printable(&name.to_string_lossy()),
             None => printable(&path.to_string_lossy()),
         };
-        write!(line, "vhd={}", name(&self.image.path))?;
         let found = match &self.image.found {
             Ok(found) => found,
             Err(failure) => {
+                write!(line, "vhd={}", printable(&self.image.path.to_string_lossy()))?;
                 // It is one line, and quoted.
                 let message = printable(&failure.to_string().replace('\'', "\"").replace(['\n', '\r'], " "));
                 return write!(line, " scan-error={} error-message='{message}'", -failure.errno().raw_os_error());
             }
         };
+        write!(line, "vhd={}", name(&self.image.path))?;
         write!(line, " capacity={} size={} hidden={}", found.capacity, found.size, found.hidden)?;
         if let Some((marker, key)) = &found.marks {
-            let key = key.map_or_else(|| "none".into(), |key| hex(&key.hash));
+            let key = key.map(|key| hex(&key.hash)).unwrap_or_default();
             write!(line, " marker={marker} keyhash={key}")?;
         }
         let parent = self.image.parent.as_deref().map_or_else(|| "none".into(), name);

@@ -79,11 +79,20 @@ impl VolumeGroup {
 
     /// Tells whether a volume of this name is there.
     pub(super) fn has(&self, name: &Path) -> bool {
-        self.volume(name).is_some()
+        self.volume(name).is_ok()
     }
 
-    fn volume(&self, name: &Path) -> Option<&Volume> {
-        self.volumes.get(name.to_str()?)
+    /// Looks at a volume that is the raw parent of an image.
+    ///
+    /// # Errors
+    /// A volume that is not there.
+    pub(super) fn look_at_raw(&self, name: &Path, marks: bool) -> Result<Found, Failure> {
+        Ok(entry::raw(self.volume(name)?.size, marks))
+    }
+
+    fn volume(&self, name: &Path) -> Result<&Volume, Failure> {
+        let found = name.to_str().and_then(|name| self.volumes.get(name));
+        Ok(found.ok_or_else(|| Refused::image(name, Errno::NOENT, "no such volume"))?)
     }
 
     /// Looks at the image in a volume.
@@ -92,7 +101,7 @@ impl VolumeGroup {
     /// A volume that is not there, is neither active nor linear, or holds no image.
     pub(super) fn look(&self, name: &Path, marks: bool) -> Result<Found, Failure> {
         let refused = |errno, what: &str| Refused::image(name, errno, what);
-        let volume = self.volume(name).ok_or_else(|| refused(Errno::NOENT, "no such volume"))?;
+        let volume = self.volume(name)?;
         let container = match Peek::open(&volume.device) {
             Ok(peek) => Container::new(name, Arc::new(peek)),
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
