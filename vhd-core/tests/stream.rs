@@ -365,7 +365,8 @@ fn a_fixed_image_is_received() {
 fn the_smallest_fixed_image_is_received() {
     let bytes = fixed(&[0; 512]);
     assert_eq!(received(&bytes[..], None).unwrap().0, [0; 512]);
-    assert_eq!(received(&bytes[..], Some(ByteCount(1024))).unwrap().0, [0; 512]);
+    // Not a byte more is read than there are, for the stream may stay open.
+    assert_eq!(received(Hesitant(vec![&bytes]), Some(ByteCount(1024))).unwrap().0, [0; 512]);
 }
 
 #[test]

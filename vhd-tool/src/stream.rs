@@ -23,8 +23,8 @@ pub(crate) mod plain;
 pub(crate) mod protocol;
 pub(crate) mod pump;
 pub(crate) mod received;
-pub(crate) mod silence;
 pub(crate) mod sink;
 pub(crate) mod tar;
+pub(crate) mod waiting;
 
 mod delta;

@@ -19,7 +19,7 @@ mod tls;
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::{ClientConnection, StreamOwned};
 
@@ -169,7 +169,36 @@ impl Connection {
             }
         }
     }
+
+    /// Reads to the peer's end, for a while, and forgets what it says: a socket that is closed before what has come was read
+    /// takes back what the peer has not read yet.
+    ///
+    /// # Errors
+    /// Fails if the peer hangs up before it has read all.
+    pub(crate) fn drain(&mut self) -> io::Result<()> {
+        let end = Instant::now() + LINGER;
+        let mut said = [0; 4096];
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            self.limit(Some(left))?;
+            match self.read(&mut said) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                // Not all who use TLS say that they close.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
 }
+
+/// For how long a peer may read on when all has been sent, and be listened to.
+const LINGER: Duration = Duration::from_secs(10);
 
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {

@@ -102,7 +102,8 @@ impl<R: Read> StreamReader<R> {
     pub fn open(input: R, length: Option<ByteCount>) -> Result<Self, StreamError> {
         let mut input = Input::new(input);
         let mut start = vec![0; (FOOTER_SIZE + HEADER_SIZE).0 as usize];
-        let mut got = input.fill(&mut start[..512])?;
+        let room = length.map_or(start.len(), |length| length.0.min(start.len() as u64) as usize);
+        let mut got = input.fill(&mut start[..room.min(512)])?;
         let first = start.first_chunk().map(Footer::try_from).expect("it is longer than a footer");
         let footer = match first {
             Ok(footer) if got == 512 && footer.disk_type() != DiskType::Fixed => Some(footer),
@@ -116,8 +117,8 @@ impl<R: Read> StreamReader<R> {
                 Some(header_of(&start[512..]).map_err(|source| StreamError::Header { at, source })?)
             }
             None => {
-                got =
-                    input.fill_or_end(&mut start, got, |bytes| length.is_none() && fixed::ends(ByteCount(0), bytes))?;
+                let may_end = |bytes: &[u8]| length.is_none() && fixed::ends(ByteCount(0), bytes);
+                got = input.fill_or_end(&mut start[..room], got, may_end)?;
                 header_of(&start[512..]).ok()
             }
         };

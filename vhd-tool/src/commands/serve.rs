@@ -14,9 +14,9 @@ use crate::stream::plain::{PlainReader, PlainWriter};
 use crate::stream::protocol::{Format, Protocol};
 use crate::stream::pump::{Destination, Source, pump};
 use crate::stream::received::ReceivedImage;
-use crate::stream::silence::Listening;
 use crate::stream::sink::{Expected, Nowhere, RawSink, VhdSink};
 use crate::stream::tar::TarReader;
+use crate::stream::waiting::Listening;
 use crate::transport::ConnectOptions;
 
 /// Receive a disk: raw bytes, chunks, an archive or a VHD, from a stream onto a file or a device
@@ -55,7 +55,8 @@ pub(crate) struct Args {
     /// What to make of it; a VHD is made as a new file
     #[arg(long, value_name = "FORMAT", default_value = "raw")]
     destination_format: Format,
-    /// The size of the disk in bytes; of a VHD the length of the stream
+    /// The size of the disk in bytes, of a VHD the length of the stream; without it that of a raw disk is that of a device
+    /// that it is written to
     #[arg(long, value_name = "BYTES")]
     destination_size: Option<u64>,
     /// The destination holds zeros already, so that none need to be written
@@ -154,7 +155,9 @@ fn open_source(args: &Args, endpoint: &Endpoint, output: &Output) -> Result<Inco
             Incoming { size: Some(size), ..incoming(Box::new(source)) }
         }
         (Format::Raw, Protocol::None | Protocol::Human | Protocol::Nbd) => {
-            incoming(Box::new(PlainReader::new(endpoint.open_input()?, size)))
+            // Nothing in the stream tells where it should end; a device does.
+            let size = size.or_else(|| output.fixed_length());
+            Incoming { size, ..incoming(Box::new(PlainReader::new(endpoint.open_input()?, size))) }
         }
     })
 }

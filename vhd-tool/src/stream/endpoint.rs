@@ -13,7 +13,7 @@ use vhd_core::{ByteCount, Container, Existing, FileIdentity, FileOffset, FileSto
 use super::descriptor;
 use super::failure::StreamFailure;
 use super::peer::Duplex;
-use super::silence::Incoming;
+use super::waiting::{Descriptor, Incoming};
 use crate::error::{CommandError, Refusal};
 use crate::transport::{Address, AddressError, ConnectOptions, Connection};
 
@@ -171,6 +171,11 @@ impl Output {
         container.len().ok().filter(|length| length.0 > 0)
     }
 
+    /// Its length, where that cannot be another.
+    pub(crate) fn fixed_length(&self) -> Option<ByteCount> {
+        self.length().filter(|_| matches!(self, Self::Place(container, _) if container.has_fixed_size()))
+    }
+
     /// Fills it: a new file gets its name only when that has succeeded.
     pub(crate) fn fill(self, fill: impl FnOnce(Target<'_>) -> Result<(), CommandError>) -> Result<(), CommandError> {
         match self {
@@ -224,8 +229,8 @@ impl Endpoint {
     /// What cannot be opened, or not be read.
     pub(crate) fn open_input(&self) -> Result<Box<dyn Incoming>, CommandError> {
         match self {
-            Self::Stdin => Ok(Box::new(descriptor::take(0)?)),
-            Self::Descriptor(number) => Ok(Box::new(descriptor::take(*number)?)),
+            Self::Stdin => Ok(Box::new(Descriptor(descriptor::take(0)?))),
+            Self::Descriptor(number) => Ok(Box::new(Descriptor(descriptor::take(*number)?))),
             Self::File(path) => Ok(Box::new(File::open(path).map_err(Refusal::io(path, "open it"))?)),
             Self::Null => Ok(Box::new(File::open(NULL).map_err(Refusal::io(NULL, "open it"))?)),
             Self::Stdout => Err(StreamFailure::Unsupported { what: "reading from stdout:".into() }.into()),
@@ -257,8 +262,8 @@ impl Endpoint {
     /// What cannot be opened, or goes one way only.
     pub(crate) fn open_duplex(&self, options: &ConnectOptions) -> Result<Box<dyn Duplex>, CommandError> {
         match self {
-            Self::Stdin => Ok(Box::new(descriptor::take(0)?)),
-            Self::Descriptor(number) => Ok(Box::new(descriptor::take(*number)?)),
+            Self::Stdin => Ok(Box::new(Descriptor(descriptor::take(0)?))),
+            Self::Descriptor(number) => Ok(Box::new(Descriptor(descriptor::take(*number)?))),
             Self::Peer(_) => Ok(Box::new(self.connect(options)?)),
             _ => Err(StreamFailure::Unsupported { what: "speaking NBD with what is no connection".into() }.into()),
         }
@@ -282,7 +287,7 @@ fn output_of(mut file: File, name: &str) -> Result<Output, CommandError> {
         let storage = FileStorage::new(file).map_err(Refusal::io(name, "open it"))?;
         return Ok(Output::Place(Container::new(name, Arc::new(storage)), copy));
     }
-    Ok(Output::Bytes(Box::new(file)))
+    Ok(Output::Bytes(Box::new(Descriptor(file))))
 }
 
 fn open_path(path: &Path) -> Result<Output, CommandError> {

@@ -1,10 +1,10 @@
 //! Connections to peers, and what is told on the command line of how to make them.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::waiting::Descriptor;
 use crate::transport::{ConnectOptions, Connection, TlsOptions};
 
 /// How peers that are reached over TLS are known.
@@ -60,12 +60,13 @@ impl Duplex for Connection {
     }
 
     fn end(&mut self) -> io::Result<()> {
-        self.shutdown_write()
+        self.shutdown_write()?;
+        self.drain()
     }
 }
 
 /// A descriptor that was left open: whoever opened it has set its time-outs, and sees its end when the program ends.
-impl Duplex for File {
+impl Duplex for Descriptor {
     fn limit(&mut self, _: Option<Duration>) -> io::Result<()> {
         Ok(())
     }

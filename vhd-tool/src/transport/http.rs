@@ -85,7 +85,7 @@ fn read_answer(url: &Url, connection: &mut Connection) -> Result<Answer, Connect
     let mut answer = httparse::Response::new(&mut fields);
     answer.parse(&head).map_err(|source| ConnectError::Head { peer: url.to_string(), source })?;
     match answer.code {
-        Some(200) => Ok(Answer::Accepted),
+        Some(200..300) => Ok(Answer::Accepted),
         Some(302) => {
             let field = answer.headers.iter().find(|field| field.name.eq_ignore_ascii_case("location"));
             let location = field.and_then(|field| str::from_utf8(field.value).ok());

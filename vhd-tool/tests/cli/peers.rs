@@ -161,3 +161,76 @@ fn a_server_that_refuses_is_an_error_and_no_secret_is_told() {
     let told = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
     assert!(told.contains("401 Unauthorised") && !told.contains("SECRET"), "{told}");
 }
+
+/// A socket that is closed before all was read from it takes back what the peer has not read yet.
+#[test]
+fn a_peer_that_speaks_while_it_reads_gets_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk: Vec<u8> = (0..8 * MIB).map(|at| (at % 253) as u8).collect();
+    std::fs::write(folder.path().join("source"), &disk).unwrap();
+    for scheme in ["http", "tcp"] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("{scheme}://{}", listener.local_addr().unwrap());
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            if scheme == "http" {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).unwrap();
+                    head.push(byte[0]);
+                }
+                stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            }
+            stream.write_all(b"and more").unwrap();
+            thread::sleep(Duration::from_millis(500));
+            let mut body: Vec<u8> = Vec::new();
+            let mut piece = vec![0; 256 << 10];
+            loop {
+                match stream.read(&mut piece).expect("nothing is taken back") {
+                    0 => return body,
+                    read => body.extend(&piece[..read]),
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let args = ["stream", "--source", "source", "--destination", &endpoint, "--destination-format", "raw"];
+        command(folder.path(), &args).assert().success();
+        assert!(server.join().unwrap() == disk, "{scheme}");
+    }
+}
+
+/// Whoever shares a descriptor may have made it one that does not wait.
+#[test]
+fn descriptors_that_do_not_wait_are_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk: Vec<u8> = (0..3 * MIB).map(|at| (at % 251) as u8).collect();
+    std::fs::write(folder.path().join("source"), &disk).unwrap();
+    let start = |args: &[&str], stdin: Stdio, stdout: Stdio| {
+        let mut tool = Command::new(env!("CARGO_BIN_EXE_vhd-tool"));
+        tool.current_dir(folder.path()).args(args).stdin(stdin).stdout(stdout).spawn().unwrap()
+    };
+    let pair = || {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        (ours, Stdio::from(OwnedFd::from(theirs)))
+    };
+    let (mut ours, theirs) = pair();
+    let mut server = start(&["serve", "--destination", "served"], theirs, Stdio::null());
+    for piece in disk.chunks(1 << 20) {
+        thread::sleep(Duration::from_millis(200));
+        ours.write_all(piece).unwrap();
+    }
+    drop(ours);
+    assert!(server.wait().unwrap().success());
+    assert!(std::fs::read(folder.path().join("served")).unwrap() == disk);
+
+    let (mut ours, theirs) = pair();
+    let raw = ["stream", "--source", "source", "--destination", "stdout:", "--destination-format", "raw"];
+    let mut client = start(&raw, Stdio::null(), theirs);
+    thread::sleep(Duration::from_millis(500));
+    let mut sent = Vec::new();
+    ours.read_to_end(&mut sent).unwrap();
+    assert!(client.wait().unwrap().success());
+    assert!(sent == disk);
+}

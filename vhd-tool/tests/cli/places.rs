@@ -1,6 +1,12 @@
 //! Where disks that are sent end up: descriptors, their own sources, the ends of disks.
 
 use std::fs;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+
+use testkit::loop_device::LoopDevice;
 
 use crate::program::{done, refused};
 use crate::stream::{chain, raw, same, shell};
@@ -90,4 +96,27 @@ fn nothing_stays_behind_the_end_of_a_disk() {
         shell(at, &format!("$TOOL stream --source disk.img --destination long.img {options}"));
         same(at, "disk.img", "long.img");
     }
+}
+
+/// A raw stream does not tell its end; the device that it goes to does.
+#[test]
+fn a_raw_disk_is_as_long_as_the_device_that_it_is_written_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = LoopDevice::new(&folder.path().join("device"), 4 << 20);
+    let target = format!("file://{}", device.path.display());
+    let disk: Vec<u8> = (0..4 << 20).map(|at: u32| (at % 253) as u8).collect();
+    for (sent, succeeds) in [(4 << 20, true), ((3 << 20) + 17, false), (0, false)] {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let mut tool = Command::new(env!("CARGO_BIN_EXE_vhd-tool"));
+        tool.args(["serve", "--source-format", "raw", "--source-protocol", "none", "--destination", &target]);
+        let mut tool = tool.stdin(Stdio::from(OwnedFd::from(theirs))).stderr(Stdio::null()).spawn().unwrap();
+        ours.write_all(&disk[..sent]).unwrap();
+        // A stream that is whole may stay open.
+        let open = succeeds.then_some(ours);
+        assert_eq!(tool.wait().unwrap().success(), succeeds, "{sent}");
+        drop(open);
+    }
+    let mut found = fs::read(&device.path).unwrap();
+    found.truncate(disk.len());
+    assert!(found == disk);
 }
