@@ -144,6 +144,23 @@ impl Connection {
         }
     }
 
+    /// Opens a stream to `address`; where nobody listens there, does so, and takes the first who connects.
+    ///
+    /// # Errors
+    /// Fails if the address can be neither reached nor listened at; of HTTP, always.
+    pub(crate) fn meet(address: &Address) -> Result<Self, ConnectError> {
+        match Self::open(address, &ConnectOptions::default()) {
+            Err(ConnectError::Io { source, .. }) if Socket::nobody_listens(&source) => {}
+            met => return met,
+        }
+        let failed = ConnectError::io(address, "listen there");
+        match address {
+            Address::Tcp { host, port } => Ok(Self::Plain(Socket::await_tcp(host, *port).map_err(failed)?)),
+            Address::Unix(path) => Ok(Self::Plain(Socket::await_unix(path).map_err(failed)?)),
+            Address::Http(_) => Err(failed(io::ErrorKind::Unsupported.into())),
+        }
+    }
+
     /// Makes all that follows end within `limit` of now, or takes that back, as after a handshake.
     ///
     /// # Errors

@@ -27,7 +27,8 @@ use crate::transport::ConnectOptions;
 /// fixed VHD of which no length is known, once nothing has come for five seconds after its footer.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Sources: stdin:, fd://N, file://PATH, PATH, tcp://HOST:PORT, unix://PATH
+Sources: stdin:, fd://N, file://PATH, PATH, tcp://HOST:PORT, unix://PATH; where nobody listens at one of the last two, the
+command does, and takes the first who connects
 
 Examples:
   vhd-tool serve --source-format vhd --destination file:///dev/xvdb --prezeroed < disk.vhd
@@ -114,7 +115,7 @@ fn receive_nbd(
 ) -> Result<Status, CommandError> {
     let size = args.destination_size.map(ByteCount).or_else(|| output.length());
     let size = size.ok_or_else(|| CommandError::usage(StreamFailure::SizeUnknown))?;
-    let mut stream = input.open_duplex(&ConnectOptions::default())?;
+    let mut stream = input.open_duplex_input()?;
     let meter = args.options.meter("serve", Some(size), stdout_is_taken, context);
     output.fill(|target| match (args.destination_format, target) {
         (Format::Raw, Target::Place { container, .. }) => nbd::receive(&mut *stream, container, size, meter),

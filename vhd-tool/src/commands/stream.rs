@@ -63,9 +63,9 @@ pub(crate) struct Args {
     /// What to send
     #[arg(long, value_name = "FORMAT", default_value = "raw")]
     destination_format: Format,
-    /// How to send it
-    #[arg(long, value_name = "PROTOCOL", default_value = "none")]
-    destination_protocol: Protocol,
+    /// How to send it; without this, raw disks go to http:// and https:// in chunks, and all else without a protocol
+    #[arg(long, value_name = "PROTOCOL")]
+    destination_protocol: Option<Protocol>,
     /// The destination holds zeros already, so that none need to be sent in chunks
     #[arg(long)]
     prezeroed: bool,
@@ -97,11 +97,15 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
         return Err(CommandError::usage(StreamFailure::Mismatch { what: "what comes from elsewhere", how })
             .hint("`serve` takes disks from streams"));
     }
-    check_combination(args)?;
-    let disk = open_source(args, &context.chain_options())?;
     let endpoint = args.destination_fd.map_or_else(|| args.destination.clone(), Endpoint::Descriptor);
-    let connecting = args.peer.connecting(args.destination_protocol == Protocol::Chunked);
-    let output = match args.destination_protocol {
+    let protocol = args.destination_protocol.unwrap_or(match args.destination_format {
+        Format::Raw if endpoint.is_http() => Protocol::Chunked,
+        _ => Protocol::None,
+    });
+    check_combination(args, protocol)?;
+    let disk = open_source(args, &context.chain_options())?;
+    let connecting = args.peer.connecting(protocol == Protocol::Chunked);
+    let output = match protocol {
         Protocol::Nbd => Output::Peer(endpoint.open_duplex(&connecting)?),
         _ => endpoint.open_output(&connecting)?,
     };
@@ -114,7 +118,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
     let total = source.total();
     output.fill(|target| {
         let raw = args.destination_format == Format::Raw && !is_delta;
-        let mut destination: Box<dyn Destination + '_> = match (args.destination_protocol, target) {
+        let mut destination: Box<dyn Destination + '_> = match (protocol, target) {
             (Protocol::None, Target::Place { container, fresh }) if raw => {
                 let expected = Expected { size: Some(size), whole: true, prezeroed: args.prezeroed };
                 Box::new(RawSink::new(container, fresh, expected)?)
@@ -135,9 +139,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
 }
 
 /// Refuses what no receiver could make sense of.
-fn check_combination(args: &Args) -> Result<(), CommandError> {
-    let how = args.destination_protocol.means();
-    let what = match (args.destination_format, args.destination_protocol) {
+fn check_combination(args: &Args, protocol: Protocol) -> Result<(), CommandError> {
+    let how = protocol.means();
+    let what = match (args.destination_format, protocol) {
         (Format::Vhd, Protocol::Chunked | Protocol::Tar | Protocol::Nbd) => "a VHD",
         (Format::Raw, Protocol::None | Protocol::Tar) if args.relative_to.is_some() => {
             "what differs from another disk, as raw bytes,"

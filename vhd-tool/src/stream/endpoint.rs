@@ -212,6 +212,11 @@ impl Endpoint {
         found(&path).is_some_and(|file| found(Path::new("/proc/self/fd/1")) == Some(file))
     }
 
+    /// Whether it is reached over HTTP.
+    pub(crate) fn is_http(&self) -> bool {
+        matches!(self, Self::Peer(Address::Http(_)))
+    }
+
     /// Which file it is, where it is one.
     pub(crate) fn identity(&self) -> Option<FileIdentity> {
         let path = match self {
@@ -223,7 +228,7 @@ impl Endpoint {
         FileIdentity::at(&path).ok()
     }
 
-    /// Opens it to be read front to back.
+    /// Opens it to be read front to back. A peer that does not listen is waited for.
     ///
     /// # Errors
     /// What cannot be opened, or not be read.
@@ -237,7 +242,7 @@ impl Endpoint {
             Self::Peer(Address::Http(_)) => {
                 Err(StreamFailure::Unsupported { what: "fetching a disk over HTTP".into() }.into())
             }
-            Self::Peer(_) => Ok(Box::new(self.connect(&ConnectOptions::default())?)),
+            Self::Peer(address) => Ok(Box::new(Connection::meet(address)?)),
         }
     }
 
@@ -253,6 +258,17 @@ impl Endpoint {
             Self::Null => Ok(Output::Null),
             Self::Stdin => Err(StreamFailure::Unsupported { what: "writing to stdin:".into() }.into()),
             Self::Peer(_) => Ok(Output::Peer(Box::new(self.connect(options)?))),
+        }
+    }
+
+    /// Opens it both ways, to serve what comes from there. A peer that does not listen is waited for.
+    ///
+    /// # Errors
+    /// What cannot be opened, or goes one way only.
+    pub(crate) fn open_duplex_input(&self) -> Result<Box<dyn Duplex>, CommandError> {
+        match self {
+            Self::Peer(address @ (Address::Tcp { .. } | Address::Unix(_))) => Ok(Box::new(Connection::meet(address)?)),
+            other => other.open_duplex(&ConnectOptions::default()),
         }
     }
 

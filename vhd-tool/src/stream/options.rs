@@ -8,7 +8,8 @@ use crate::cli::Context;
 /// How a transfer is shown, and how members of archives are named.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// The start of the names of archive members, right before their numbers: `Ref:7/`
+    /// The start of the names of archive members, right before their numbers: `Ref:7/`; without it, those in the folder of
+    /// the first are received
     #[arg(long, value_name = "PREFIX", default_value = "")]
     pub(crate) tar_filename_prefix: String,
     /// Show how far the transfer is

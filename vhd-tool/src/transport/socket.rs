@@ -1,9 +1,10 @@
 //! Sockets that never wait for ever.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,29 @@ impl Socket {
     /// Connects to the socket at `path`.
     pub(super) fn unix(path: &Path) -> io::Result<Self> {
         Self::new(Kind::Unix(UnixStream::connect(path)?))
+    }
+
+    /// Whether the failure to connect says that nobody is there.
+    pub(super) fn nobody_listens(error: &io::Error) -> bool {
+        matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+    }
+
+    /// Waits at an address of this host for the first who connects.
+    pub(super) fn await_tcp(host: &str, port: u16) -> io::Result<Self> {
+        let (stream, _) = TcpListener::bind((host, port))?.accept()?;
+        stream.set_nodelay(true)?;
+        Self::new(Kind::Tcp(stream))
+    }
+
+    /// Waits at `path` for the first who connects; then nobody else can, and a socket that nobody listens at any more goes.
+    pub(super) fn await_unix(path: &Path) -> io::Result<Self> {
+        let is_left = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
+        if is_left {
+            std::fs::remove_file(path)?;
+        }
+        let accepted = UnixListener::bind(path)?.accept();
+        std::fs::remove_file(path)?;
+        Self::new(Kind::Unix(accepted?.0))
     }
 
     fn new(kind: Kind) -> io::Result<Self> {

@@ -133,8 +133,9 @@ fn chunks_are_put_to_an_http_server() {
         stream.read_to_end(&mut body).unwrap();
         (String::from_utf8(head).unwrap(), body)
     });
-    let args = ["stream", "--source", "source", "--destination", &endpoint, "--destination-protocol", "chunked"];
-    command(folder.path(), &[&args[..], &["--prezeroed"]].concat()).assert().success();
+    // What goes to a handler of imports goes in chunks, unless something else is asked for.
+    let args = ["stream", "--source", "source", "--destination", &endpoint, "--prezeroed"];
+    command(folder.path(), &args).assert().success();
     let (head, body) = server.join().unwrap();
     assert!(
         head.starts_with("PUT /import_raw_vdi?vdi=1 HTTP/1.1\r\n") && head.contains("\r\nCookie: chunked=true\r\n")
@@ -194,7 +195,7 @@ fn a_peer_that_speaks_while_it_reads_gets_all() {
                 thread::sleep(Duration::from_millis(5));
             }
         });
-        let args = ["stream", "--source", "source", "--destination", &endpoint, "--destination-format", "raw"];
+        let args = ["stream", "--source", "source", "--destination", &endpoint, "--destination-protocol", "none"];
         command(folder.path(), &args).assert().success();
         assert!(server.join().unwrap() == disk, "{scheme}");
     }
@@ -233,4 +234,28 @@ fn descriptors_that_do_not_wait_are_waited_for() {
     ours.read_to_end(&mut sent).unwrap();
     assert!(client.wait().unwrap().success());
     assert!(sent == disk);
+}
+
+#[test]
+fn where_nobody_listens_a_source_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk: Vec<u8> = (0..3 * MIB).map(|at| (at % 251) as u8).collect();
+    std::fs::write(folder.path().join("source"), &disk).unwrap();
+    let socket = folder.path().join("socket");
+    // What another listener has left.
+    drop(UnixListener::bind(&socket).unwrap());
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for endpoint in [format!("unix://{}", socket.display()), format!("tcp://{free}")] {
+        let serve = ["serve", "--source", &endpoint, "--destination", "served", "--destination-size", "3145728"];
+        let mut server = Command::new(env!("CARGO_BIN_EXE_vhd-tool")).current_dir(folder.path()).args(serve).spawn();
+        let stream = ["stream", "--source", "source", "--destination", &endpoint];
+        let sent = (0..200).any(|_| {
+            thread::sleep(Duration::from_millis(50));
+            command(folder.path(), &stream).output().unwrap().status.success()
+        });
+        assert!(sent && server.as_mut().unwrap().wait().unwrap().success(), "{endpoint}");
+        assert!(std::fs::read(folder.path().join("served")).unwrap() == disk);
+        std::fs::remove_file(folder.path().join("served")).unwrap();
+        assert!(!socket.exists());
+    }
 }

@@ -251,6 +251,10 @@ fn an_archive_has_the_members_that_importers_expect() {
             "Ref:1/00000005.checksum"
         ]
     );
+    // Without a prefix, the folder of the first block is that of the disk.
+    let serve = "$TOOL serve --source-protocol tar --destination-size 6291456 --destination back.img < a.tar";
+    shell(at, serve);
+    same(at, "back.img", "disk.img");
 }
 
 #[test]

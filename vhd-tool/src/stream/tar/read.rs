@@ -19,7 +19,8 @@ const MOST_CHECKSUM: u64 = 64;
 /// Takes members up to the block that ends the disk, and not a byte more.
 pub(crate) struct TarReader<R> {
     input: PlainReader<R>,
-    prefix: String,
+    /// The start of the names of our members, once it is known.
+    prefix: Option<String>,
     size: ByteCount,
     /// Whether wrong checksums are passed over.
     ignore_checksums: bool,
@@ -28,9 +29,11 @@ pub(crate) struct TarReader<R> {
 }
 
 impl<R: Read> TarReader<R> {
-    /// Takes a disk of `size` bytes from the members whose names start with `prefix`.
+    /// Takes a disk of `size` bytes from the members whose names start with `prefix`; where that is empty, from those in the
+    /// folder of the first.
     pub(crate) fn new(input: R, prefix: &str, size: ByteCount) -> Self {
-        Self { input: PlainReader::new(input, None), prefix: prefix.into(), size, ignore_checksums: false, other: 0 }
+        let prefix = Some(prefix.to_owned()).filter(|prefix| !prefix.is_empty());
+        Self { input: PlainReader::new(input, None), prefix, size, ignore_checksums: false, other: 0 }
     }
 
     /// Passes over wrong checksums.
@@ -51,11 +54,16 @@ impl<R: Read> TarReader<R> {
         header::decode(&record).ok_or_else(|| self.fault(ArchiveFault::Header))
     }
 
-    /// The number of the block that a member holds.
-    fn number(&self, header: &Header) -> Option<u64> {
-        let digits = header.name.strip_prefix(&self.prefix)?;
-        let all_digits = digits.len() >= 8 && digits.bytes().all(|byte| byte.is_ascii_digit());
-        digits.parse().ok().filter(|_| header.is_file && all_digits)
+    /// The number of the block that a member holds. Where no prefix was given, the folder of the first block is that of all.
+    fn number(&mut self, header: &Header) -> Option<u64> {
+        let digits = match &self.prefix {
+            Some(prefix) => header.name.strip_prefix(prefix)?,
+            None => header.name.rsplit('/').next()?,
+        };
+        let is_block = header.is_file && digits.len() >= 8 && digits.bytes().all(|byte| byte.is_ascii_digit());
+        let number = digits.parse().ok().filter(|_| is_block)?;
+        self.prefix = Some(header.name[..header.name.len() - digits.len()].to_owned());
+        Some(number)
     }
 
     /// Passes over the content of a member that is not ours.
@@ -87,7 +95,9 @@ impl<R: Read> TarReader<R> {
     /// Reads the member after a block and compares.
     fn verify(&mut self, number: u64, block: &[u8]) -> Result<(), StreamFailure> {
         let header = self.header()?;
-        if header.name != format!("{}{CHECKSUM}", name(&self.prefix, number)) || header.size > MOST_CHECKSUM {
+        if header.name != format!("{}{CHECKSUM}", name(self.prefix.as_deref().unwrap_or_default(), number))
+            || header.size > MOST_CHECKSUM
+        {
             return Err(self.fault(ArchiveFault::NoChecksum { number }));
         }
         let mut text = Vec::new();
