@@ -119,6 +119,11 @@ impl ConnectError {
         let peer = peer.to_string();
         move |source| Self::Io { peer, action, source }
     }
+
+    fn tells_that_nobody_listens(&self) -> bool {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        matches!(self, Self::Io { source, .. } if matches!(source.kind(), ConnectionRefused | NotFound))
+    }
 }
 
 /// A stream of bytes to and from a peer.
@@ -149,16 +154,20 @@ impl Connection {
     /// # Errors
     /// Fails if the address can be neither reached nor listened at; of HTTP, always.
     pub(crate) fn meet(address: &Address) -> Result<Self, ConnectError> {
-        match Self::open(address, &ConnectOptions::default()) {
-            Err(ConnectError::Io { source, .. }) if Socket::nobody_listens(&source) => {}
+        let refused = match Self::open(address, &ConnectOptions::default()) {
+            Err(refused) if refused.tells_that_nobody_listens() => refused,
             met => return met,
-        }
-        let failed = ConnectError::io(address, "listen there");
-        match address {
-            Address::Tcp { host, port } => Ok(Self::Plain(Socket::await_tcp(host, *port).map_err(failed)?)),
-            Address::Unix(path) => Ok(Self::Plain(Socket::await_unix(path).map_err(failed)?)),
-            Address::Http(_) => Err(failed(io::ErrorKind::Unsupported.into())),
-        }
+        };
+        let met = match address {
+            Address::Tcp { host, port } => Socket::await_tcp(host, *port),
+            Address::Unix(path) => Socket::await_unix(path),
+            Address::Http(_) => return Err(refused),
+        };
+        met.map(Self::Plain).map_err(|source| match source.kind() {
+            // It is another host's.
+            io::ErrorKind::AddrNotAvailable => refused,
+            _ => ConnectError::io(address, "listen there")(source),
+        })
     }
 
     /// Makes all that follows end within `limit` of now, or takes that back, as after a handshake.

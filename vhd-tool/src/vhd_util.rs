@@ -88,6 +88,11 @@ enum Command {
 
 /// Runs a command; the name of the program comes first. Gives the exit code.
 pub(crate) fn run(args: &[OsString]) -> u8 {
+    if args.len() < 2 {
+        // Where nobody listens any more, there is nobody to tell.
+        let _ = VhdUtil::command().print_help();
+        return 0;
+    }
     let command = match parse(args) {
         Ok(parsed) => parsed.command,
         Err(error) => return refused(args, &error),

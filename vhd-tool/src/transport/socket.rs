@@ -54,11 +54,6 @@ impl Socket {
         Self::new(Kind::Unix(UnixStream::connect(path)?))
     }
 
-    /// Whether the failure to connect says that nobody is there.
-    pub(super) fn nobody_listens(error: &io::Error) -> bool {
-        matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
-    }
-
     /// Waits at an address of this host for the first who connects.
     pub(super) fn await_tcp(host: &str, port: u16) -> io::Result<Self> {
         let (stream, _) = TcpListener::bind((host, port))?.accept()?;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use testkit::inject::kill_at;
 
-use crate::program::{command, done, ended, guest, process, write};
+use crate::program::{command, done, ended, guest, process, refused, write};
 
 /// A snapshot as the storage manager takes one: the file gets another name, and two children.
 fn snapshot(here: &Path, volume: &str, base: &str, snapshot: &str) {
@@ -126,4 +126,16 @@ fn grow_fail_revert_grow_fast_and_repair() {
     assert_eq!(done(here, &["repair", "-n", "disk.vhd"]), "");
     assert_eq!(check(here, &["-n", "disk.vhd"], 0), "disk.vhd is valid\n");
     assert_eq!(guest(here, "disk.vhd"), whole);
+}
+
+#[test]
+fn without_a_command_there_is_help() {
+    let folder = tempfile::tempdir().unwrap();
+    let help = done(folder.path(), &[]);
+    for command in
+        ["coalesce", "copy", "create", "fill", "key", "modify", "query", "read", "repair", "resize", "revert"]
+    {
+        assert!(help.contains(command), "{help}");
+    }
+    refused(folder.path(), &["merge"], 22);
 }
