@@ -152,7 +152,11 @@ impl Repository {
         let file = FileId { path: self.relative(&volume), unique_id: image.footer().unique_id() };
         let length = image.container().len()?.0;
         let journal = Journal::begin(&self.state(), &Record::Resize { file, length, shrinks })?;
-        image.set_size(size, parents.as_ref().map_or(ByteCount(0), Chain::size))?;
+        if let Err(error) = image.set_size(size, parents.as_ref().map_or(ByteCount(0), Chain::size)) {
+            // What has been allocated in vain goes; the journal tells whoever comes next of the rest.
+            let _ = image.close();
+            return Err(error.into());
+        }
         if shrinks {
             image.drop_leftovers()?;
         }

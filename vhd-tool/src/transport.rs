@@ -200,7 +200,7 @@ impl Connection {
     /// takes back what the peer has not read yet.
     ///
     /// # Errors
-    /// Fails if the peer hangs up before it has read all.
+    /// Fails if the peer hangs up before it has read all, as far as that can be told.
     pub(crate) fn drain(&mut self) -> io::Result<()> {
         let end = Instant::now() + LINGER;
         let mut said = [0; 4096];
@@ -213,8 +213,13 @@ impl Connection {
             match self.read(&mut said) {
                 Ok(0) => return Ok(()),
                 Ok(_) => {}
-                // Not all who use TLS say that they close.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                // Not all who use TLS say that they close, and to close without reading that we do looks like hanging up.
+                Err(error)
+                    if matches!(self, Self::Tls(_))
+                        && matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) =>
+                {
+                    return Ok(());
+                }
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),

@@ -100,7 +100,7 @@ pub(crate) fn run(args: &[OsString]) -> u8 {
     match dispatch(&command) {
         Ok(()) => 0,
         Err(failure) => {
-            output::to_stderr(&format!("{NAME}: {failure}"));
+            output::to_stderr(&format!("{NAME}: {}", printable_lines(&failure.to_string())));
             failure.exit_code()
         }
     }
@@ -173,6 +173,11 @@ fn note_parent_outside(name: &Path, parent: &Path) {
 /// line, is left out.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// What may have lines of its own, without what a terminal would take for a command.
+fn printable_lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
 
 /// Prints help, or what is wrong with the command line; only some commands take a wish for help for no error.

@@ -18,11 +18,17 @@ const SKIP: u64 = 64 << 10;
 pub(super) struct Input<R> {
     input: R,
     at: FileOffset,
+    ended_in_silence: bool,
 }
 
 impl<R: Read> Input<R> {
     pub(super) fn new(input: R) -> Self {
-        Self { input, at: FileOffset(0) }
+        Self { input, at: FileOffset(0), ended_in_silence: false }
+    }
+
+    /// Whether it was taken for ended because nothing came any more.
+    pub(super) fn ended_in_silence(&self) -> bool {
+        self.ended_in_silence
     }
 
     /// How far it was read.
@@ -53,6 +59,7 @@ impl<R: Read> Input<R> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if matches!(error.get_ref(), Some(inner) if inner.is::<Silence>()) => {
                     if may_end(&buffer[..filled]) {
+                        self.ended_in_silence = true;
                         break;
                     }
                 }

@@ -47,6 +47,8 @@ pub struct StreamEnd {
     pub footer: Footer,
     /// The blocks that it had, in the order of the disk, and their size; a fixed image has none.
     pub blocks: Option<(BlockSize, Vec<BlockIndex>)>,
+    /// The stream is still open: that nothing came after what can be the footer was taken for the end.
+    pub in_silence: bool,
 }
 
 /// An image of any kind that is read front to back.
@@ -173,10 +175,17 @@ impl<R: Read> StreamReader<R> {
     /// A stream that ends too soon, no footer or another one than at the start.
     pub fn finish(mut self) -> Result<StreamEnd, StreamError> {
         match self.body {
-            Body::Fixed(fixed) => Ok(StreamEnd { footer: fixed.footer(&self.input)?, blocks: None }),
+            Body::Fixed(fixed) => {
+                let (footer, in_silence) = (fixed.footer(&self.input)?, self.input.ended_in_silence());
+                Ok(StreamEnd { footer, blocks: None, in_silence })
+            }
             Body::Blocks(blocks) => {
                 let footer = blocks.read_end(&mut self.input, self.length)?;
-                Ok(StreamEnd { footer, blocks: Some((blocks.block_size, blocks.table.into_blocks())) })
+                Ok(StreamEnd {
+                    footer,
+                    blocks: Some((blocks.block_size, blocks.table.into_blocks())),
+                    in_silence: false,
+                })
             }
         }
     }

@@ -203,7 +203,9 @@ impl Image<ReadWrite> {
     /// nothing shows what lies beyond. Best effort: without it the copy at the start speaks for the image.
     pub(super) fn cut_back(&self) {
         let tail = locked(&self.mode.tail);
-        if let (Some(footer), true, false) = (tail.footer, tail.grown, self.container.has_fixed_size()) {
+        let (Some(footer), true, false) = (tail.footer, tail.grown, self.container.has_fixed_size()) else { return };
+        let ends_there = |tables| used(&self.container, tables).is_ok_and(|used| used.by_all <= footer);
+        if self.tables.as_ref().is_none_or(ends_there) {
             // The write that failed is what the caller hears of.
             let _ = self.container.set_len(ByteCount(footer.0 + FOOTER_SIZE.0));
         }

@@ -7,6 +7,7 @@ use vhd_core::{BlockIndex, BlockSize, ByteCount};
 
 use super::pump::{Outlet, Source};
 use crate::error::CommandError;
+use crate::output;
 
 /// The parts of the disk that are named together where they have no bytes.
 const PARTS: usize = 1024;
@@ -65,7 +66,13 @@ impl<R: Read + Send> Source for ReceivedImage<R> {
             outlet.send(batch)?;
         }
         let done = self.reader.expected_length().unwrap_or_default();
-        let StreamEnd { footer, blocks } = self.reader.finish()?;
+        let StreamEnd { footer, blocks, in_silence } = self.reader.finish()?;
+        if in_silence {
+            let size = footer.current_size();
+            output::to_stderr(&format!(
+                "note: the stream is still open; its fixed disk of {size} bytes was taken for complete"
+            ));
+        }
         match blocks {
             Some((block_size, blocks)) if !delta => send_gaps(outlet, &blocks, block_size, footer.current_size(), done),
             _ => Ok(()),

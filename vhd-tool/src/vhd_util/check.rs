@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use vhd_core::check::{self, Depth, Finding, Report, Severity};
 use vhd_core::{ChainError, ChainOptions, Image, Lock, ParentIdentity, ReadOnly};
 
-use super::{Failure, NAME, Refused, chain_options, printable, read};
+use super::{Failure, NAME, Refused, chain_options, printable, printable_lines, read};
 use crate::output;
 
 /// Tell whether an image is valid
@@ -86,7 +86,7 @@ fn check_one(args: &Args, path: &Path) -> Result<Vec<PathBuf>, Failure> {
         return Ok(parents);
     }
     for reason in &reasons {
-        writeln!(out, "{reason}")?;
+        writeln!(out, "{}", printable_lines(reason))?;
     }
     writeln!(out, "{name} appears invalid; dumping metadata")?;
     // Where there are none, that has been said.

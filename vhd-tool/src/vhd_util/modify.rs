@@ -37,8 +37,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if let Some(parent) = &args.parent {
         let mut image = open_whole(&args.name)?;
         let link = link(args, &image, parent)?;
-        image.relink(&link)?;
-        image.close()?;
+        let linked = image.relink(&link);
+        // Also after an error, for the end of the file.
+        let closed = image.close();
+        linked?;
+        closed?;
         note_parent_outside(&args.name, parent);
     }
     if args.zero {

@@ -49,7 +49,13 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         None if block_size.blocks_for(size) > u64::from(entries) => {
             return Err(refused(Errno::INVAL, "the BAT has no room for so large a disk; give a journal").into());
         }
-        None => image.set_size(size, parent_size)?,
+        None => {
+            let resized = image.set_size(size, parent_size);
+            // Also after an error, for the end of the file.
+            let closed = image.close();
+            resized?;
+            return Ok(closed?);
+        }
     }
     Ok(image.close()?)
 }

@@ -1,11 +1,11 @@
 use std::fs;
 use std::path::Path;
 
-use testkit::golden;
+use testkit::{golden, inject};
 use vhd_core::check::{self, Severity};
-use vhd_core::{Image, Lock, ReadOnly};
+use vhd_core::{FooterOrigin, Image, Lock, ReadOnly};
 
-use crate::program::{done, files, guest, refused, write};
+use crate::program::{done, files, guest, process, refused, write};
 
 fn is_sound(path: &Path) {
     let report = check::file(path).expect("the image can be checked");
@@ -124,4 +124,25 @@ fn a_fixed_image_has_nothing_that_could_be_dropped() {
     refused(folder.path(), &["modify", "-z", "-n", "fixed-4m.vhd"], 22);
     refused(folder.path(), &["modify", "-z", "-n", "poisoned.vhd"], 22);
     assert_eq!(files(folder.path()), before);
+}
+
+#[test]
+fn without_space_for_another_parent_an_image_keeps_its_end_footer() {
+    for call in ["pwrite64", "ftruncate", "fdatasync"] {
+        for number in 1.. {
+            let folder = testkit::scratch::folder();
+            let here = folder.path();
+            done(here, &["create", "-n", "a.vhd", "-s", "8"]);
+            done(here, &["snapshot", "-n", "c.vhd", "-p", "a.vhd"]);
+            let run = process(here, &["modify", "-n", "c.vhd", "-p", "a.vhd"]);
+            let injected = inject::fail_from(&run, call, number, "ENOSPC");
+            if !injected.hit {
+                break;
+            }
+            assert_eq!(injected.output.status.code(), Some(28), "{call} {number}");
+            let image: Image<ReadOnly> = Image::open(&here.join("c.vhd"), Lock::None).unwrap();
+            assert_eq!(image.footer_origin(), FooterOrigin::End, "{call} {number}");
+            done(here, &["check", "-t", "-n", "c.vhd"]);
+        }
+    }
 }

@@ -62,6 +62,10 @@ impl<R: Read> TarReader<R> {
         };
         let is_block = header.is_file && digits.len() >= 8 && digits.bytes().all(|byte| byte.is_ascii_digit());
         let number = digits.parse().ok().filter(|_| is_block)?;
+        let is_on_disk = u64::checked_mul(number, BLOCK).is_some_and(|start| start < self.size.0);
+        if self.prefix.is_none() && !is_on_disk {
+            return None;
+        }
         self.prefix = Some(header.name[..header.name.len() - digits.len()].to_owned());
         Some(number)
     }
