@@ -13,6 +13,7 @@ use vhd_core::{BlockIndex, Chain, Image, Lock, ReadOnly, Sector, SectorCount, Se
 
 use super::{Failure, Refused, chain_options};
 use crate::output;
+use blocks::Part;
 pub(super) use headers::print as print_headers;
 
 /// Print the structure of an image, or what it holds
@@ -125,7 +126,7 @@ fn print(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         blocks::allocated(&image, out)?;
     }
     if let Some(first) = args.bitmap {
-        blocks::bitmaps(&image, BlockIndex(first), count, numbers, out)?;
+        blocks::contents(&image, Part::Bitmap, BlockIndex(first), count, numbers, out)?;
     }
     if let Some(first) = args.test_bits {
         let sectors = content::range(&image, Sector(first), SectorCount(count))?;
@@ -143,7 +144,7 @@ fn print(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         blocks::test_batmap(&image, BlockIndex(first), count, numbers, out)?;
     }
     if let Some(first) = args.data {
-        blocks::data(&image, BlockIndex(first), count, numbers, out)?;
+        blocks::contents(&image, Part::Data, BlockIndex(first), count, numbers, out)?;
     }
     if args.sectors.is_none() && args.bytes.is_none() {
         return Ok(());

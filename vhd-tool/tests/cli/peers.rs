@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -114,6 +114,17 @@ fn an_nbd_client_writes_the_disk() {
     assert!(std::fs::read(folder.path().join("copy")).unwrap() == std::fs::read(source).unwrap());
 }
 
+/// Reads the head of a request.
+fn read_head(stream: &mut TcpStream) -> Vec<u8> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    head
+}
+
 #[test]
 fn chunks_are_put_to_an_http_server() {
     let folder = tempfile::tempdir().unwrap();
@@ -122,12 +133,7 @@ fn chunks_are_put_to_an_http_server() {
     let endpoint = format!("http://u:p@{}/import_raw_vdi?vdi=1", listener.local_addr().unwrap());
     let server = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).unwrap();
-            head.push(byte[0]);
-        }
+        let head = read_head(&mut stream);
         stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
         let mut body = Vec::new();
         stream.read_to_end(&mut body).unwrap();
@@ -175,12 +181,7 @@ fn a_peer_that_speaks_while_it_reads_gets_all() {
         let server = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             if scheme == "http" {
-                let mut head = Vec::new();
-                while !head.ends_with(b"\r\n\r\n") {
-                    let mut byte = [0];
-                    stream.read_exact(&mut byte).unwrap();
-                    head.push(byte[0]);
-                }
+                read_head(&mut stream);
                 stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
             }
             stream.write_all(b"and more").unwrap();

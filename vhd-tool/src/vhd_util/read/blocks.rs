@@ -1,6 +1,6 @@
 //! What the tables say of blocks, and blocks as they lie in the file.
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use vhd_core::{
     Batmap, BlockIndex, BlockPlace, ByteCount, Container, FileOffset, Header, Image, ReadOnly, SECTOR_SIZE, Sector,
@@ -98,42 +98,31 @@ pub(super) fn allocated(image: &Image<ReadOnly>, out: &mut dyn Write) -> Result<
     Ok(())
 }
 
-pub(super) fn bitmaps(
+/// What there is of a block in the file.
+#[derive(Clone, Copy)]
+pub(super) enum Part {
+    Bitmap,
+    Data,
+}
+
+/// Prints a part of each of some blocks as it lies in the file.
+pub(super) fn contents(
     image: &Image<ReadOnly>,
+    part: Part,
     first: BlockIndex,
     count: u64,
     numbers: Numbers,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
-    let length = header(image)?.block_size().bitmap_size();
+    let size = header(image)?.block_size();
     for block in range(image, first, count)? {
-        match place(image, block)? {
-            Some(place) => print_range(image.container(), place.bitmap, length, out)?,
-            None => print_not_allocated(block, numbers, out)?,
+        match (part, place(image, block)?) {
+            (Part::Bitmap, Some(place)) => print_range(image.container(), place.bitmap, size.bitmap_size(), out)?,
+            (Part::Data, Some(place)) => print_range(image.container(), place.data, size.bytes(), out)?,
+            (_, None) => writeln!(out, "block {} {NOT_ALLOCATED}", numbers.show(block.into()))?,
         }
     }
     Ok(())
-}
-
-pub(super) fn data(
-    image: &Image<ReadOnly>,
-    first: BlockIndex,
-    count: u64,
-    numbers: Numbers,
-    out: &mut dyn Write,
-) -> Result<(), Failure> {
-    let length = header(image)?.block_size().bytes();
-    for block in range(image, first, count)? {
-        match place(image, block)? {
-            Some(place) => print_range(image.container(), place.data, length, out)?,
-            None => print_not_allocated(block, numbers, out)?,
-        }
-    }
-    Ok(())
-}
-
-fn print_not_allocated(block: u32, numbers: Numbers, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(out, "block {} {NOT_ALLOCATED}", numbers.show(block.into()))
 }
 
 pub(super) fn batmap(image: &Image<ReadOnly>, out: &mut dyn Write) -> Result<(), Failure> {
