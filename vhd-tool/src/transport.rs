@@ -181,11 +181,26 @@ impl Connection {
         }
     }
 
+    /// Tells the peer that nothing more is sent, and hears it out.
+    ///
+    /// # Errors
+    /// Fails if the peer hangs up before it has read all, as far as that can be told: who uses TLS and closes without reading
+    /// that we do, or without saying so, looks like that, and knows the end of what is sent by himself.
+    pub(crate) fn end(&mut self) -> io::Result<()> {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected, UnexpectedEof};
+        let hangs_up =
+            |error: &io::Error| matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected | UnexpectedEof);
+        match self.shutdown_write().and_then(|()| self.drain()) {
+            Err(error) if matches!(self, Self::Tls(_)) && hangs_up(&error) => Ok(()),
+            ended => ended,
+        }
+    }
+
     /// Tells the peer that nothing more is sent. It can still be read from.
     ///
     /// # Errors
     /// Fails if what was written before cannot be sent.
-    pub(crate) fn shutdown_write(&mut self) -> io::Result<()> {
+    fn shutdown_write(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(socket) => socket.shutdown_write(),
             Self::Tls(stream) => {
@@ -200,8 +215,8 @@ impl Connection {
     /// takes back what the peer has not read yet.
     ///
     /// # Errors
-    /// Fails if the peer hangs up before it has read all, as far as that can be told.
-    pub(crate) fn drain(&mut self) -> io::Result<()> {
+    /// Fails if the peer hangs up before it has read all.
+    fn drain(&mut self) -> io::Result<()> {
         let end = Instant::now() + LINGER;
         let mut said = [0; 4096];
         loop {
@@ -213,13 +228,6 @@ impl Connection {
             match self.read(&mut said) {
                 Ok(0) => return Ok(()),
                 Ok(_) => {}
-                // Not all who use TLS say that they close, and to close without reading that we do looks like hanging up.
-                Err(error)
-                    if matches!(self, Self::Tls(_))
-                        && matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) =>
-                {
-                    return Ok(());
-                }
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),

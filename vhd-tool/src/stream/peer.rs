@@ -60,8 +60,7 @@ impl Duplex for Connection {
     }
 
     fn end(&mut self) -> io::Result<()> {
-        self.shutdown_write()?;
-        self.drain()
+        self.end()
     }
 }
 

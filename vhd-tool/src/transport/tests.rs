@@ -283,6 +283,11 @@ impl Identity {
 
 /// A server that takes one body from one client.
 fn tls_server(identity: &Identity) -> (u16, JoinHandle<io::Result<Vec<u8>>>) {
+    tls_server_that_reads(identity, u64::MAX)
+}
+
+/// As [`tls_server`], but it reads no more than `most` bytes, and then hangs up.
+fn tls_server_that_reads(identity: &Identity, most: u64) -> (u16, JoinHandle<io::Result<Vec<u8>>>) {
     let key = PrivateKeyDer::try_from(identity.key.serialize_der()).unwrap();
     let chain = vec![identity.certificate.der().clone()];
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -300,7 +305,7 @@ fn tls_server(identity: &Identity) -> (u16, JoinHandle<io::Result<Vec<u8>>>) {
         read_head(&mut stream);
         stream.write_all(OK)?;
         let mut body = Vec::new();
-        stream.read_to_end(&mut body)?;
+        stream.take(most).read_to_end(&mut body)?;
         Ok(body)
     });
     (port, server)
@@ -331,6 +336,21 @@ fn tls_carries_the_body_and_its_end() {
 }
 
 /// Tells whether a server with this certificate is believed.
+#[test]
+fn a_tls_peer_that_knows_the_end_may_hang_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = Identity::new("127.0.0.1");
+    let sent = vec![7; 300_000];
+    for _ in 0..5 {
+        let (port, server) = tls_server_that_reads(&identity, sent.len() as u64);
+        let mut connection = open_tls(port, identity.trusted(folder.path())).unwrap();
+        connection.write_all(&sent).unwrap();
+        connection.flush().unwrap();
+        connection.end().unwrap();
+        assert!(server.join().unwrap().unwrap() == sent);
+    }
+}
+
 fn believes(identity: &Identity, tls: TlsOptions) -> bool {
     let (port, server) = tls_server(identity);
     match open_tls(port, tls) {
