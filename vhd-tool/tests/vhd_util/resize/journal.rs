@@ -41,5 +41,38 @@ pub(super) fn parse(bytes: &[u8]) -> Journal {
     assert_eq!(u64_at(40), first_data.unwrap_or(end), "the first piece of a block");
     let data = entries.iter().filter(|entry| entry.kind == 8).count();
     assert_eq!([u32_at(32), u32_at(36)], [data as u32, (entries.len() - data) as u32]);
-    Journal { id: bytes[8..24].to_vec(), footer_at: u64_at(24), entries }
+    let journal = Journal { id: bytes[8..24].to_vec(), footer_at: u64_at(24), entries };
+    journal.assert_blktap_takes_it();
+    journal
+}
+
+impl Journal {
+    /// What blktap insists on before it puts anything back: which entries there are, in which order, where and how long.
+    fn assert_blktap_takes_it(&self) {
+        let number = |bytes: &[u8]| bytes.iter().fold(0, |number: u64, &byte| number << 8 | u64::from(byte));
+        let [end, first, header] = [0, 1, 2].map(|number| &self.entries[number]);
+        assert_eq!((end.kind, end.at, end.bytes.len()), (1, self.footer_at, 512));
+        assert_eq!((first.kind, first.at, first.bytes.len()), (2, 0, 512));
+        assert_eq!((header.kind, header.at, header.bytes.len()), (3, number(&end.bytes[16..24]), 1024));
+        let named = header.bytes[576..768].chunks(24).filter(|locator| number(&locator[..4]) > 0);
+        let mut rest = self.entries[3..].iter();
+        for locator in named {
+            let entry = rest.next().expect("each locator has an entry");
+            assert_eq!((entry.kind, entry.at), (4, number(&locator[16..24])));
+        }
+        let bat = rest.next().expect("there is a BAT");
+        let length = (number(&header.bytes[28..32]) * 4).next_multiple_of(512);
+        assert_eq!((bat.kind, bat.at, bat.bytes.len() as u64), (5, number(&header.bytes[16..24]), length));
+        if end.bytes.starts_with(b"conectix")
+            && &end.bytes[28..32] == b"tap\0"
+            && number(&end.bytes[32..36]) >= 0x1_0002
+        {
+            let [head, map] = [(); 2].map(|()| rest.next().expect("there is a batmap"));
+            assert_eq!((head.kind, head.at, head.bytes.len()), (6, bat.at + length, 512));
+            assert_eq!((map.kind, map.at), (7, number(&head.bytes[8..16])));
+            assert_eq!(map.bytes.len() as u64, number(&head.bytes[16..20]) * 512);
+        }
+        assert!(rest.all(|entry| entry.kind == 8), "nothing else than pieces of blocks");
+        assert!(self.entries.iter().all(|entry| !entry.bytes.is_empty() && entry.bytes.len() % 512 == 0));
+    }
 }
