@@ -104,11 +104,11 @@ impl<'a> Coalesce<'a> {
     pub fn prepare_until(repository: &'a Repository, request: &Request, abort: &Abort) -> Result<Self, CoalesceError> {
         let node = real_path(&request.node).map_err(FileError::when(&request.node, "open it"))?;
         let structure = repository.lock_structure_until(abort)?;
-        let found = Run::open(repository.options(), &node, request)?;
+        let found = Run::open(repository.options(), &node, request)?.names();
         let locked = found.lock()?;
         // What was found before the locks may have been replaced since.
         let run = Run::open(repository.options(), &node, request)?;
-        if run.paths() != found.paths() {
+        if run.names() != found {
             return Err(CoalesceError::Changed { node });
         }
         let neighbours = Neighbours::of(repository, run.layers().iter().map(Layer::path), abort)?;
@@ -208,7 +208,7 @@ impl<'a> Coalesce<'a> {
             None => Journal::begin(&repository.state(), &Record::Merge(intent.clone()))?,
         };
         drop(structure);
-        let work = Moving { run: &run, plan: &plan, units, steps, options };
+        let work = Moving { run: &run, plan: &plan, units, steps, options, held: &locks };
         let moved = match work.run(&mut target, &mut journal, repository) {
             Ok(moved) => moved,
             Err(error) => {
@@ -237,6 +237,8 @@ struct Moving<'a> {
     /// Where not everything fits.
     steps: Option<Steps>,
     options: &'a MergeOptions<'a>,
+    /// The sources, locked.
+    held: &'a [Arc<FileStorage>],
 }
 
 impl Moving<'_> {
@@ -272,6 +274,7 @@ impl Moving<'_> {
                 options: self.options,
                 moved_before: moved.data,
                 yield_note: Some(&yield_note),
+                held: self.held,
             };
             let step = merge.run(&mut |sector| journal.append(&Record::Checkpoint { sector: sector.0 }))?;
             moved.data = step.data;

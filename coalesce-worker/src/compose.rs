@@ -250,15 +250,16 @@ impl Repository {
         let Some(mut image) = open_unless_used(&path)? else { return Ok(Some(path)) };
         let is_composed = is_child_of(&image, &parent_path, parent.unique_id)?;
         if image.footer().disk_type() == DiskType::Dynamic
-            && let Some(HeaderChange { at, old, new }) = header.and_then(HeaderRecord::change)
+            && let Some(HeaderChange { at, old, new, .. }) = header.and_then(HeaderRecord::change)
         {
             let container = image.container().clone();
-            HeaderChange { at, old: new, new: old }.finish(&container)?;
+            HeaderChange { at, old: new, new: old, texts: Vec::new() }.finish(&container)?;
             image = Image::writable_from_container(container)?;
         }
         // The copy of the footer says the same as the footer before anything is cut off.
         image.set_unique_id(if is_composed { becomes } else { child.unique_id })?;
         image.trim_tail()?;
+        image.lay_out()?;
         if is_composed && parent.is_at(&parent_path)? {
             let Some(mut parent) = open_unless_used(&parent_path)? else { return Ok(Some(parent_path)) };
             parent.set_hidden(true)?;

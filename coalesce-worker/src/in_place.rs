@@ -7,6 +7,7 @@
 //! It needs no journal. Every sector that is written to the parent is hidden by the same sector of the image above it,
 //! so that all chains read the same at any moment, and to merge again writes the same once more.
 
+use std::io;
 use std::path::Path;
 
 use vhd_core::{ByteCount, ChainOptions, FileError, FileStorage, Layer, Lock, real_path};
@@ -39,13 +40,14 @@ impl InPlace {
     pub fn prepare(node: &Path, options: &ChainOptions, abort: &Abort) -> Result<Self, CoalesceError> {
         let node = real_path(node).map_err(FileError::when(node, "open it"))?;
         let request = Request { node: node.clone(), into: None, direction: Direction::Down, keep: true };
-        let found = Run::open(options, &node, &request)?;
-        let target = found.open_target()?;
+        let found = Run::open(options, &node, &request)?.names();
+        let (parent, is_raw) = found.target();
+        let target = if *is_raw { Target::open_raw_beside(parent)? } else { Target::open_vhd_beside(parent)? };
         // It need not be writable: the volume manager makes such images read-only.
         let held = FileStorage::open(&node, Lock::Shared).map_err(FileError::when(&node, "lock it"))?;
         // What was found before the locks may have been replaced since.
         let run = Run::open(options, &node, &request)?;
-        if run.paths() != found.paths() {
+        if run.names() != found {
             return Err(CoalesceError::Changed { node });
         }
         for image in run.sources().iter().filter_map(Layer::as_vhd) {
@@ -97,7 +99,14 @@ impl InPlace {
 
     fn move_data(&mut self, options: &MergeOptions<'_>) -> Result<Moved, CoalesceError> {
         let Self { run, target, plan, .. } = self;
-        target.mend()?;
+        let is_shared = target.container().is_open_elsewhere()?;
+        if !is_shared {
+            target.mend()?;
+        } else if target.size()? < run.node().size() {
+            // To make room for its tables moves blocks, which others would go on reading where they were.
+            let busy = io::Error::new(io::ErrorKind::ResourceBusy, "open in another program, and smaller than its child");
+            return Err(FileError::when(target.container().path(), "make it larger")(busy).into());
+        }
         target.grow(run.node().size(), run.size_beneath())?;
         let merge = Merge {
             plan,
@@ -108,6 +117,7 @@ impl InPlace {
             options,
             moved_before: ByteCount(0),
             yield_note: None,
+            held: &[],
         };
         Ok(merge.run(&mut |_| Ok(()))?)
     }

@@ -8,11 +8,11 @@ mod units;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vhd_core::{
-    BlockIndex, ByteCount, ChainExtent, ChainSource, FileError, Layer, ReadError, SECTOR_SIZE, Sector, SectorCount,
-    SectorRange, StorageError, WriteError,
+    BlockIndex, ByteCount, ChainExtent, ChainSource, FileError, FileStorage, Layer, ReadError, SECTOR_SIZE, Sector, SectorCount,
+    SectorRange, Storage, StorageError, WriteError,
 };
 
 use crate::abort::{Abort, Aborted};
@@ -97,9 +97,18 @@ pub(crate) struct Merge<'a> {
     pub(crate) moved_before: ByteCount,
     /// While this file exists, somebody waits for the merge to stop.
     pub(crate) yield_note: Option<&'a Path>,
+    /// The sources, held against other programs.
+    pub(crate) held: &'a [Arc<FileStorage>],
 }
 
 impl Merge<'_> {
+    /// Tells whether a process or another program waits for an image of the run.
+    fn is_wanted(&self) -> bool {
+        self.yield_note.is_some_and(Path::exists)
+            || self.target.container().is_wanted()
+            || self.held.iter().any(|source| source.is_wanted())
+    }
+
     /// Moves everything and makes it durable; `checkpoint` is told before which sector everything has been.
     ///
     /// # Errors

@@ -191,17 +191,22 @@ pub(crate) struct HeaderRecord {
     at: u64,
     old: Vec<u8>,
     new: Vec<u8>,
+    /// The texts of locators that change with it, and where they stand.
+    #[serde(default)]
+    texts: Vec<(u64, Vec<u8>)>,
 }
 
 impl HeaderRecord {
     pub(crate) fn new(image: PathBuf, change: &HeaderChange) -> Self {
-        Self { image, at: change.at.0, old: change.old.to_vec(), new: change.new.to_vec() }
+        let texts = change.texts.iter().map(|(at, text)| (at.0, text.clone())).collect();
+        Self { image, at: change.at.0, old: change.old.to_vec(), new: change.new.to_vec(), texts }
     }
 
     /// The change; `None` where a header's bytes have another number.
     pub(crate) fn change(&self) -> Option<HeaderChange> {
         let bytes = |bytes: &[u8]| <[u8; HEADER_SIZE.0 as usize]>::try_from(bytes).ok();
-        Some(HeaderChange { at: FileOffset(self.at), old: bytes(&self.old)?, new: bytes(&self.new)? })
+        let texts = self.texts.iter().map(|(at, text)| (FileOffset(*at), text.clone())).collect();
+        Some(HeaderChange { at: FileOffset(self.at), old: bytes(&self.old)?, new: bytes(&self.new)?, texts })
     }
 }
 

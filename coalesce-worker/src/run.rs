@@ -99,9 +99,10 @@ impl Run {
         &self.layers
     }
 
-    /// The paths of its images, newest first.
-    pub(crate) fn paths(&self) -> Vec<PathBuf> {
-        self.layers.iter().map(|layer| layer.path().to_path_buf()).collect()
+    /// What its images are called.
+    pub(crate) fn names(&self) -> RunNames {
+        let name = |layer: &Layer| (layer.path().to_path_buf(), layer.as_vhd().is_none());
+        RunNames { direction: self.direction, layers: self.layers.iter().map(name).collect() }
     }
 
     /// What a journal says of its merge.
@@ -129,19 +130,38 @@ impl Run {
             beneath: self.beneath.as_ref().map(id),
         })
     }
+}
 
-    /// Opens its target for writing, and locks it.
-    pub(crate) fn open_target(&self) -> Result<Target, CoalesceError> {
-        Ok(match self.target() {
-            Layer::Vhd(image) => Target::open_vhd(image.path())?,
-            Layer::Raw(disk) => Target::open_raw(disk.container().path())?,
-        })
+/// What the images of a run are called: enough to lock them, with none of them open.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct RunNames {
+    direction: Direction,
+    /// Newest first, each with whether it is a raw disk.
+    layers: Vec<(PathBuf, bool)>,
+}
+
+impl RunNames {
+    /// The image that is merged into, and whether it is a raw disk.
+    pub(crate) fn target(&self) -> &(PathBuf, bool) {
+        match self.direction {
+            Direction::Down => &self.layers[self.layers.len() - 1],
+            Direction::Up => &self.layers[0],
+        }
     }
 
-    /// Locks all of its images against everybody else that writes to them or makes children of them.
+    fn sources(&self) -> &[(PathBuf, bool)] {
+        match self.direction {
+            Direction::Down => &self.layers[..self.layers.len() - 1],
+            Direction::Up => &self.layers[1..],
+        }
+    }
+
+    /// Locks all images against everybody else that writes to them or makes children of them, and against other programs
+    /// that have them open.
     pub(crate) fn lock(&self) -> Result<LockedRun, CoalesceError> {
-        let target = self.open_target()?;
-        let lock = |layer: &Layer| lock_source(layer.path()).map(Arc::new);
+        let (path, is_raw) = self.target();
+        let target = if *is_raw { Target::open_raw(path)? } else { Target::open_vhd(path)? };
+        let lock = |(path, _): &(PathBuf, bool)| lock_source(path).map(Arc::new);
         let sources = self.sources().iter().map(lock).collect::<Result<_, _>>()?;
         Ok(LockedRun { target, sources })
     }
@@ -252,9 +272,9 @@ pub(crate) fn is_child_of<Mode>(child: &Image<Mode>, parent: &Path, unique_id: U
     Ok(same_id && named.as_deref() == Some(parent))
 }
 
-/// Tells whether an image is free: nobody has locked it now, or it is gone.
+/// Tells whether an image is free: no process has locked it or, if it takes no locks, has it open now; or it is gone.
 pub(crate) fn is_free(path: &Path) -> Result<bool, FileError> {
-    match FileStorage::is_locked(path) {
+    match FileStorage::is_in_use(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
         locked => Ok(!locked.map_err(FileError::when(path, "look whether anybody uses it"))?),
     }

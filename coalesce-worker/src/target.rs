@@ -1,5 +1,6 @@
 //! What a run is merged into: a VHD, or a raw disk.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,12 +27,32 @@ impl Target {
         Ok(Self::Vhd(Box::new(Image::open_writable(path)?)))
     }
 
+    /// As [`open_vhd`](Self::open_vhd), but programs that take no locks may have it open.
+    ///
+    /// # Errors
+    /// As [`Image::open_writable_beside`].
+    pub(crate) fn open_vhd_beside(path: &Path) -> Result<Self, OpenError> {
+        Ok(Self::Vhd(Box::new(Image::open_writable_beside(path)?)))
+    }
+
     /// Opens a raw disk for writing and locks it.
     ///
     /// # Errors
     /// What the system answers, as a storage error.
     pub(crate) fn open_raw(path: &Path) -> Result<Self, StorageError> {
-        let storage = FileStorage::open_writable(path).map_err(|source| StorageError {
+        Self::raw(path, FileStorage::open_writable(path))
+    }
+
+    /// As [`open_raw`](Self::open_raw), but programs that take no locks may have it open.
+    ///
+    /// # Errors
+    /// As [`open_raw`](Self::open_raw).
+    pub(crate) fn open_raw_beside(path: &Path) -> Result<Self, StorageError> {
+        Self::raw(path, FileStorage::open_writable_beside(path))
+    }
+
+    fn raw(path: &Path, opened: io::Result<FileStorage>) -> Result<Self, StorageError> {
+        let storage = opened.map_err(|source| StorageError {
             path: path.into(),
             action: "open for writing".into(),
             offset: FileOffset(0),

@@ -8,6 +8,7 @@ pub mod golden;
 pub mod inject;
 pub mod loop_device;
 pub mod model;
+pub mod old_layout;
 pub mod pattern;
 pub mod peers;
 mod random;

@@ -1,23 +1,23 @@
 //! Making an image's file as small as its content allows, in place.
 //!
-//! In this order: blocks that hold nothing, or only zeros that would show without them, leave the BAT; pages of the other
+//! In this order: tables that do not lie before the first block get there; blocks that hold nothing, or only zeros that would show without them, leave the BAT; pages of the other
 //! blocks that hold nothing but zeros become holes of the file; blocks move from the end of the file into the room that is
 //! free further in front; the file ends after the last one. The content of the disk is the same at every moment.
 
-mod layout;
-mod moves;
+mod plan;
 mod survey;
 
 use crate::block_size::{BlockPlace, BlockSize};
 use crate::chain::Chain;
 use crate::footer::FOOTER_SIZE;
 use crate::image::{Image, OpenError, ReadError, Tables};
+use crate::layout;
 use crate::metadata::MetadataError;
 use crate::storage::StorageError;
 use crate::units::{BlockIndex, ByteCount, FileOffset};
 use crate::write::{ReadWrite, WriteError};
 
-use layout::{Layout, Placed};
+use plan::{Packing, Placed};
 use survey::{Content, Surveyor};
 
 /// Blocks that are looked at, and taken out of the BAT, together.
@@ -142,10 +142,33 @@ impl<Mode> Image<Mode> {
             compaction.holes = ByteCount(0);
             return Ok(compaction);
         }
-        let layout = Layout::plan(tables.header.block_size(), staying.places.unwrap_or_default(), taken(tables));
-        compaction.moved_blocks = layout.moves.len() as u32;
-        compaction.length = length.min(ByteCount(layout.end.0 + FOOTER_SIZE.0));
+        let size = tables.header.block_size();
+        let (places, tables_end) = self.places_once_laid_out(tables, staying.places.unwrap_or_default())?;
+        let packing = Packing::plan(size, tables.spacing(), places, tables_end);
+        compaction.moved_blocks = packing.moves.len() as u32;
+        compaction.length = length.min(ByteCount(packing.end.0 + FOOTER_SIZE.0));
         Ok(compaction)
+    }
+
+    /// Tells where blocks and the end of the tables will be once the tables lie before all blocks.
+    fn places_once_laid_out(
+        &self,
+        tables: &Tables,
+        mut places: Vec<Placed>,
+    ) -> Result<(Vec<Placed>, FileOffset), CompactError> {
+        if self.is_laid_out()? {
+            return Ok((places, layout::end_of_tables(tables)));
+        }
+        let (size, tables_end) = (tables.header.block_size(), self.tables_end_once_laid_out(tables));
+        let mut end = places.iter().map(|placed| BlockPlace::from_entry(placed.entry, size).data + size.bytes()).max();
+        for placed in &mut places {
+            if !tables.spacing().allows(BlockPlace::from_entry(placed.entry, size), tables_end) {
+                let to = layout::place_from(end.unwrap_or_default(), end, size);
+                placed.entry = to.to_entry().unwrap_or(placed.entry);
+                end = Some(to.data + size.bytes());
+            }
+        }
+        Ok((places, tables_end))
     }
 
     /// Where the part of a file of this length ends that may hold blocks.
@@ -157,13 +180,6 @@ impl<Mode> Image<Mode> {
             Start => FileOffset(length.0),
         }
     }
-}
-
-/// The parts of the file that hold something other than blocks, sorted.
-fn taken(tables: &Tables) -> Vec<std::ops::Range<FileOffset>> {
-    let mut taken: Vec<_> = tables.taken().collect();
-    taken.sort_unstable_by_key(|range| range.start);
-    taken
 }
 
 impl Image<ReadWrite> {
@@ -199,6 +215,7 @@ impl Image<ReadWrite> {
         })?;
         self.mend_batmap()?;
         compaction.blocks_beyond_end = self.drop_leftovers()?;
+        self.lay_out()?;
         let on_device = self.container.has_fixed_size();
         let mut staying = Staying { places: (!on_device).then(Vec::new) };
         let mut can_punch = !on_device;
@@ -234,8 +251,8 @@ impl Image<ReadWrite> {
     fn move_blocks(&self, places: Vec<Placed>) -> Result<u32, WriteError> {
         let tables = self.tables.as_ref().expect("only called with tables");
         let size: BlockSize = tables.header.block_size();
-        let layout = Layout::plan(size, places, taken(tables));
-        self.carry_out(tables, &layout.moves).inspect_err(|_| self.fail())?;
-        Ok(layout.moves.len() as u32)
+        let packing = Packing::plan(size, tables.spacing(), places, layout::end_of_tables(tables));
+        self.carry_out(tables, &packing.moves).inspect_err(|_| self.fail())?;
+        Ok(packing.moves.len() as u32)
     }
 }

@@ -284,6 +284,13 @@ impl Footer {
         self.raw.hidden
     }
 
+    /// Points to another header.
+    pub(crate) fn set_header_offset(&mut self, at: FileOffset) {
+        debug_assert!(self.disk_type != DiskType::Fixed);
+        self.raw.data_offset = at.0.into();
+        self.seal();
+    }
+
     /// Makes a differencing image a dynamic one, or the other way round: both have a header at the same place.
     pub(crate) fn set_disk_type(&mut self, disk_type: DiskType) {
         debug_assert!(disk_type != DiskType::Fixed && self.disk_type != DiskType::Fixed);

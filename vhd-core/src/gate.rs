@@ -134,9 +134,11 @@ impl Gate {
             return Err(GateError::NotAFile { path });
         }
         let path = if kind.is_block_device() { real_path(candidate).map_err(failed)? } else { path };
-        let file = File::open(&descriptor).map_err(failed)?;
-        let identity = FileIdentity::of(&file).map_err(failed)?;
-        let storage = FileStorage::new(file).map_err(failed)?;
+        let identity = FileIdentity::of(&found).map_err(failed)?;
+        let storage = match FileStorage::leased(identity) {
+            Some(shared) => shared,
+            None => FileStorage::new(File::open(&descriptor).map_err(failed)?).map_err(failed)?,
+        };
         Ok(Admitted { container: Container::new(path, Arc::new(storage)), identity })
     }
 }

@@ -181,6 +181,11 @@ impl Header {
         for (slot, unit) in self.raw.parent_name[..255].iter_mut().zip(parent.name.encode_utf16()) {
             *slot = unit.into();
         }
+        self.set_locators(locators);
+    }
+
+    /// Replaces the locators.
+    pub(crate) fn set_locators(&mut self, locators: &[Option<LocatorEntry>; LOCATOR_ENTRIES]) {
         for (slot, entry) in self.raw.locators.iter_mut().zip(locators) {
             *slot = entry.map_or(RawLocator::NONE, LocatorEntry::to_raw);
         }

@@ -83,6 +83,16 @@ impl LocatorEntry {
         Self { code, space, length, offset, raw_space, reserved: 0 }
     }
 
+    /// The same entry at another place.
+    pub(crate) fn moved(self, offset: FileOffset) -> Self {
+        Self { offset, ..self }
+    }
+
+    /// The same entry with text of another length, which its room holds.
+    pub(crate) fn with_length(self, length: ByteCount) -> Self {
+        Self { length, ..self }
+    }
+
     /// Reads an entry; `None` where it is not used.
     pub(crate) fn from_raw(raw: &RawLocator) -> Option<Self> {
         if raw.platform_code == [0; 4] {

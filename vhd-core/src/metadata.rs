@@ -7,6 +7,7 @@ mod link;
 mod marks;
 mod physical;
 mod size;
+mod tables;
 
 pub use link::{HeaderChange, LinkError, ParentLink};
 pub use size::cut_to_footer;
@@ -38,6 +39,19 @@ pub enum MetadataError {
     /// A larger disk would bring back blocks that cannot be where the BAT puts them.
     #[error(transparent)]
     Blocks(#[from] OpenError),
+    /// The locators that are there cannot take another parent's path.
+    #[error(
+        "{}: no room for the path of another parent: it takes {needed} bytes, a locator has {room}; nothing was changed",
+        path.display()
+    )]
+    LocatorRoom {
+        /// The image.
+        path: PathBuf,
+        /// What the longest text of a locator takes.
+        needed: ByteCount,
+        /// The room that the smallest locator has; 0 where there is none of a kind that is written.
+        room: ByteCount,
+    },
     /// Only a differencing image has a parent.
     #[error("{}: not a differencing image, so it has no parent", path.display())]
     NoParent {

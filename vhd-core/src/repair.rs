@@ -99,7 +99,7 @@ pub enum TakenBack {
 }
 
 /// Warnings that no image keeps which has been repaired.
-const MENDED: [&str; 7] = [
+const MENDED: [&str; 8] = [
     "footer-511",
     "footer-copy-lost",
     "footer-copy-differs",
@@ -107,6 +107,7 @@ const MENDED: [&str; 7] = [
     "batmap-checksum",
     "batmap-stale",
     "locator-differs",
+    "tables-behind-blocks",
 ];
 
 /// Findings without which there may be others.
@@ -281,7 +282,21 @@ impl<'a> Plan<'a> {
         self.mend_batmap()?;
         self.mend_footers()?;
         self.mend_parent(header_doubt)?;
+        self.mend_layout()?;
         self.finish(&before)
+    }
+
+    /// Brings the tables before the first block, where tapdisk takes them to lie.
+    fn mend_layout(&mut self) -> Result<(), RepairError> {
+        let image = self.open()?;
+        if !image.footer().promises_batmap() || image.is_laid_out()? {
+            return Ok(());
+        }
+        let mut writable = Image::writable_from_container(self.container.clone())?;
+        writable.lay_out()?;
+        writable.close()?;
+        self.note("tables-behind-blocks", "the tables are brought before the first block; blocks make room for them");
+        Ok(())
     }
 
     /// Checks what has become of the image: no error may be left, no warning of what a repair mends, and none that was

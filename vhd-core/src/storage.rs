@@ -3,6 +3,7 @@
 mod container;
 mod file;
 mod identity;
+mod lease;
 mod memory;
 mod padded;
 
@@ -65,6 +66,20 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// Tells whether its size cannot change (a block device): the footer is then in its last 512 bytes.
     fn has_fixed_size(&self) -> bool {
+        false
+    }
+
+    /// Tells whether another program on this host has it open now.
+    ///
+    /// # Errors
+    /// Nothing tells.
+    fn is_open_elsewhere(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    /// Tells whether another program has asked for it since it was opened for writing. What is under way is then to be
+    /// brought to an end soon: writes fail with [`io::ErrorKind::ResourceBusy`] a while later.
+    fn is_wanted(&self) -> bool {
         false
     }
 

@@ -140,11 +140,35 @@ fn dispatch(command: &Command) -> Result<(), Failure> {
     }
 }
 
-/// Opens an image for writing, and mends what a writer that was interrupted has left in it.
+/// Opens an image for writing. Whoever calls this program knows who has it open; where no other program has, what a writer
+/// that was interrupted has left in it is mended.
 fn open_writable(path: &Path) -> Result<Image<ReadWrite>, Failure> {
+    let mut image = Image::open_writable_beside(path)?;
+    if !image.container().is_open_elsewhere()? {
+        image.trim_tail()?;
+    }
+    note_layout(&image)?;
+    Ok(image)
+}
+
+/// As [`open_writable`], for a change of where the image ends or where its blocks lie: a program that has it open would go
+/// on reading, and writing, where they were.
+fn open_alone(path: &Path) -> Result<Image<ReadWrite>, Failure> {
     let mut image = Image::open_writable(path)?;
     image.trim_tail()?;
+    note_layout(&image)?;
     Ok(image)
+}
+
+/// Tells of an image that other programs would destroy.
+fn note_layout(image: &Image<ReadWrite>) -> Result<(), Failure> {
+    if image.footer().promises_batmap() && !image.is_laid_out()? {
+        let name = image.path().display();
+        output::to_stderr(&format!(
+            "{NAME}: {name}: its tables lie behind its blocks, where tapdisk destroys them: repair it with `vhd-tool repair` before a guest uses it"
+        ));
+    }
+    Ok(())
 }
 
 /// Where parents may lie besides the folder of the image: folders with colons between, `/` for anywhere.

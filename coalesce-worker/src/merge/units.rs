@@ -1,7 +1,6 @@
 //! Who works on which unit, and how far everything before has been done.
 
 use std::num::NonZeroUsize;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -121,7 +120,7 @@ impl<'a> Units<'a> {
                 return Ok(());
             }
             drop(queue);
-            if merge.yield_note.is_some_and(Path::exists) {
+            if merge.is_wanted() {
                 self.abort.abort();
                 return Err(MergeError::Yielded);
             }

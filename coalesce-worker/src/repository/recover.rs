@@ -438,6 +438,7 @@ fn mend(path: &Path, file: &FileId, changed_from: Option<ByteCount>, shrinks: bo
     }
     if changed_from.is_some() {
         image.trim_tail()?;
+        image.lay_out()?;
     }
     Ok(())
 }

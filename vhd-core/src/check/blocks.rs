@@ -4,6 +4,7 @@ use super::{Report, kind};
 use crate::batmap::BatmapState;
 use crate::block_size::BlockPlace;
 use crate::image::{FooterOrigin, Image, ReadError, ReadOnly, Tables};
+use crate::layout;
 use crate::overlap::find_overlaps;
 use crate::storage::StorageError;
 use crate::units::{BlockIndex, ByteCount, FileOffset};
@@ -12,6 +13,7 @@ pub(super) fn check(image: &Image<ReadOnly>, report: &mut Report) -> Result<(), 
     let Some(tables) = &image.tables else { return Ok(()) };
     let end_of_blocks = check_places(image, tables, report)?;
     check_overlaps(image, tables, report)?;
+    check_layout(image, tables, report)?;
     check_batmap(image, tables, report)?;
     check_tail(image, end_of_blocks, report)
 }
@@ -72,6 +74,24 @@ fn check_places(image: &Image<ReadOnly>, tables: &Tables, report: &mut Report) -
         report.add(&kind::BLOCK_PLACE, Some(place.bitmap), text);
     }
     Ok(end)
+}
+
+/// Checks that tables and blocks lie where other programs take them to lie. Only who keeps a batmap overwrites what does not.
+fn check_layout(image: &Image<ReadOnly>, tables: &Tables, report: &mut Report) -> Result<(), StorageError> {
+    // Where the batmap is lost, blocks may lie in its place; a repair makes room for it.
+    if tables.batmap == BatmapState::Overwritten || image.is_laid_out()? {
+        return Ok(());
+    }
+    let end = layout::end_of_tables(tables);
+    let first = image.misplaced(tables, end).next().transpose()?;
+    let place = first.map_or(FileOffset(0), |(_, place)| place.bitmap);
+    let why = match first {
+        Some((block, _)) => format!("block {block} at offset {place} lies before the end of the tables, {end}, or too close behind"),
+        None => format!("the header lies at offset {}", tables.header_at),
+    };
+    let kind = if image.footer().promises_batmap() { &kind::TABLES_BEHIND } else { &kind::TABLES_ELSEWHERE };
+    report.add(kind, Some(place), why);
+    Ok(())
 }
 
 /// How many blocks lie on a 4 KiB boundary.

@@ -68,6 +68,12 @@ kinds! {
     TABLE_OVERLAP "table-overlap" Error
         "Two tables lie over each other: a change to one destroys the other."
         "Copy what can be read with `vhd-tool convert`; writing is refused."
+    TABLES_BEHIND "tables-behind-blocks" Warning
+        "The header, the BAT, the batmap or a locator does not lie where tapdisk takes it to lie, before the first block: tapdisk overwrites it when a guest writes."
+        "`vhd-tool repair`, while nothing uses the image; a resize and `vhd-tool compact` mend it, too."
+    TABLES_ELSEWHERE "tables-elsewhere" Info
+        "Tables do not all lie before the first block, as other writers than blktap place them."
+        "None needed; `vhd-tool compact` brings them there."
     BAT_SHORT "bat-short" Error
         "The disk has more blocks than the BAT has entries."
         "Restore a backup: the size or the number of entries is damaged."

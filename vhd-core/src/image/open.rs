@@ -178,12 +178,24 @@ impl Image<ReadOnly> {
 }
 
 impl Image<ReadWrite> {
-    /// Opens a file or block device for writing and locks it. Nothing in it changes by that.
+    /// Opens a file or block device for writing, locks it, and makes sure that no other program has it open. Nothing in it
+    /// changes by that.
     ///
     /// # Errors
-    /// What [`OpenError`] lists; a file that somebody else has locked gives a storage error.
+    /// What [`OpenError`] lists; a file that another process has locked, or open, gives a storage error of kind
+    /// [`ResourceBusy`](std::io::ErrorKind::ResourceBusy).
     pub fn open_writable(path: &Path) -> Result<Self, OpenError> {
         let file = FileStorage::open_writable(path).map_err(|source| StorageError::from_open(path, source))?;
+        Self::writable_from_container(Container::new(path, Arc::new(file)))
+    }
+
+    /// As [`open_writable`](Self::open_writable), but programs that take no locks may have it open. Where
+    /// [`Container::is_open_elsewhere`] says so, nothing may be done to the image but what they do not rely on.
+    ///
+    /// # Errors
+    /// As [`open_writable`](Self::open_writable).
+    pub fn open_writable_beside(path: &Path) -> Result<Self, OpenError> {
+        let file = FileStorage::open_writable_beside(path).map_err(|source| StorageError::from_open(path, source))?;
         Self::writable_from_container(Container::new(path, Arc::new(file)))
     }
 

@@ -11,6 +11,7 @@ use crate::bitmap::{Bitmap, WORD_BITS};
 use crate::block_size::BlockPlace;
 use crate::footer::FOOTER_SIZE;
 use crate::header::{HEADER_SIZE, Header};
+use crate::layout::Spacing;
 use crate::resolve::BlockBits;
 use crate::storage::{Container, StorageError};
 use crate::units::{ByteCount, FileOffset, SectorRange};
@@ -96,6 +97,11 @@ impl Tables {
         let locators = self.header.locators();
         let texts = locators.filter_map(|(_, entry)| Some(entry.offset..entry.end_within(self.file_len())?));
         self.regions().map(|region| region.range).chain(texts)
+    }
+
+    /// How far blocks must lie from what is before them.
+    pub(crate) fn spacing(&self) -> Spacing {
+        if self.batmap == BatmapState::Absent { Spacing::NONE } else { Spacing::OF_TAPDISK }
     }
 
     /// Tells why a block cannot be at `place`.

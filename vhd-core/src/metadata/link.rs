@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::MetadataError;
-use crate::bat;
 use crate::block_size::BlockPlace;
 use crate::footer::{DiskType, FOOTER_SIZE, Timestamp};
 use crate::gate::{DEVICE_MAPPER, real_path};
@@ -98,7 +97,8 @@ fn mapped_name(volume: &Path) -> Option<PathBuf> {
     (leads_to(&Path::new(DEVICE_MAPPER).join(&mapped))? == leads_to(volume)?).then_some(mapped)
 }
 
-/// The change of a header, which is two sectors: what a log must hold to finish one that power failed in.
+/// The change of a header, which is two sectors, and of the locator texts that go with it: what a log must hold to finish
+/// one that power failed in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeaderChange {
     /// Where the header is.
@@ -107,11 +107,13 @@ pub struct HeaderChange {
     pub old: [u8; HEADER_SIZE.0 as usize],
     /// What it becomes.
     pub new: [u8; HEADER_SIZE.0 as usize],
+    /// The texts of locators that become other ones where they stand, and where that is.
+    pub texts: Vec<(FileOffset, Vec<u8>)>,
 }
 
 impl HeaderChange {
-    /// Makes a header what it was to become, if each of its sectors is either the old or the new one; tells whether
-    /// it now is.
+    /// Makes a header what it was to become, and the locator texts with it, if each of its sectors is either the old or the
+    /// new one; tells whether it now is.
     ///
     /// # Errors
     /// A failed read, write or sync.
@@ -127,7 +129,10 @@ impl HeaderChange {
         let (old, new) = (sectors(&self.old), sectors(&self.new));
         let is_ours =
             sectors(&found).iter().zip(old.iter().zip(&new)).all(|(found, (old, new))| found == old || found == new);
-        if is_ours && found != self.new {
+        if is_ours {
+            for (at, text) in &self.texts {
+                container.write_at(text, *at)?;
+            }
             container.write_at(&self.new, self.at)?;
             container.sync()?;
         }
@@ -137,39 +142,66 @@ impl HeaderChange {
 
 impl Image<ReadWrite> {
     /// Links a differencing image to another parent, whose content at every sector that this image does not hold must
-    /// be what the old parent's was.
+    /// be what the old parent's was. Writes the locators that are there, and the header, and nothing else, so that another
+    /// program may have the image open.
     ///
     /// Locators of kinds that we do not write are kept.
     ///
     /// # Errors
-    /// An image that has no parent; a failed write or sync.
+    /// An image that has no parent; [`LocatorRoom`](MetadataError::LocatorRoom), where the locators that are there cannot
+    /// take the path; a failed write or sync.
     ///
     /// # Crash safety
-    /// As [`relink_recorded`](Self::relink_recorded) without a record.
+    /// The first locator is written after the header, and the header after the other locators, each durably: at every moment
+    /// one of the paths leads to the parent whose unique id the header names. The header is two sectors in one write: if
+    /// the disk tears them, its checksum is wrong and the image is refused rather than misread, until
+    /// [`HeaderChange::finish`] mends it. To repeat it does what is left to do.
+    pub fn relink_in_place(&mut self, parent: &ParentLink) -> Result<(), MetadataError> {
+        self.check_has_parent()?;
+        self.flush()?;
+        let change = self.change_in_place(parent)?;
+        self.rewrite_in_place(&change)
+    }
+
+    /// As [`relink_recorded`](Self::relink_recorded), without a record.
+    ///
+    /// # Errors
+    /// As [`relink_recorded`](Self::relink_recorded).
+    ///
+    /// # Crash safety
+    /// As [`relink_recorded`](Self::relink_recorded).
     pub fn relink(&mut self, parent: &ParentLink) -> Result<(), MetadataError> {
         self.relink_recorded(parent, |_| Ok(()))
     }
 
-    /// As [`relink`](Self::relink), and lets the caller record the change of the header before it is written.
+    /// Links a differencing image, which nobody else has open, to another parent, as
+    /// [`relink_in_place`](Self::relink_in_place) does; where the locators that are there cannot take the path, new ones
+    /// are made, and room for them as by [`lay_out`](Self::lay_out). The caller can record the change before it begins.
     ///
     /// # Errors
-    /// As [`relink`](Self::relink), and those of `record`.
+    /// An image that has no parent; a failed write or sync; those of `record`.
     ///
     /// # Crash safety
-    /// New locator text is durable, in room that the header does not point to, before the header changes; so the image
-    /// is linked to the old parent or to the new. The header is two sectors in one write: if the disk tears them, its
-    /// checksum is wrong and the image is refused rather than misread, until [`HeaderChange::finish`] mends it.
+    /// As [`relink_in_place`](Self::relink_in_place), or [`lay_out`](Self::lay_out).
     pub fn relink_recorded<E: From<MetadataError>>(
         &mut self,
         parent: &ParentLink,
         record: impl FnOnce(&HeaderChange) -> Result<(), E>,
     ) -> Result<(), E> {
-        if self.footer.disk_type() != DiskType::Differencing {
-            return Err(MetadataError::NoParent { path: self.path().into() }.into());
-        }
+        self.check_has_parent()?;
         self.flush().map_err(MetadataError::from)?;
-        let header = self.commit(|image| image.write_locators(parent))?;
-        self.change_header(header, record)
+        match self.change_in_place(parent) {
+            Err(MetadataError::LocatorRoom { .. }) => self.arrange_for_parent(parent, record),
+            change => {
+                let change = change?;
+                record(&change)?;
+                Ok(self.rewrite_in_place(&change)?)
+            }
+        }
+    }
+
+    fn check_has_parent(&self) -> Result<(), MetadataError> {
+        if self.is_differencing() { Ok(()) } else { Err(MetadataError::NoParent { path: self.path().into() }) }
     }
 
     /// Gives an image a parent, whose content then shows at every sector that the image does not hold. One that has a
@@ -180,9 +212,8 @@ impl Image<ReadWrite> {
     /// A fixed image; a failed write or sync; those of `record`.
     ///
     /// # Crash safety
-    /// Of an image without a parent one sector, the end footer, decides. The header names the parent, durably, before;
-    /// until then nothing reads it for that, and if power fails it can be taken back by changing it from new to old.
-    /// Of another image as [`relink_recorded`](Self::relink_recorded).
+    /// Of an image without a parent one sector, the end footer, decides: see [`lay_out`](Self::lay_out). Of another image as
+    /// [`relink_recorded`](Self::relink_recorded).
     pub fn attach<E: From<MetadataError>>(
         &mut self,
         parent: &ParentLink,
@@ -195,11 +226,7 @@ impl Image<ReadWrite> {
             return self.relink_recorded(parent, record);
         }
         self.flush().map_err(MetadataError::from)?;
-        let header = self.commit(|image| image.write_locators(parent))?;
-        self.change_header(header, record)?;
-        let mut footer = self.footer.clone();
-        footer.set_disk_type(DiskType::Differencing);
-        Ok(self.commit(|image| image.rewrite_footers(footer))?)
+        self.arrange_for_parent(parent, record)
     }
 
     /// Makes a differencing image that holds by itself all that it reads an image without a parent.
@@ -234,7 +261,12 @@ impl Image<ReadWrite> {
         record: impl FnOnce(&HeaderChange) -> Result<(), E>,
     ) -> Result<(), E> {
         let tables = self.tables.as_ref().expect("only called with tables");
-        let change = HeaderChange { at: tables.header_at, old: tables.header.to_bytes(), new: header.to_bytes() };
+        let change = HeaderChange {
+            at: tables.header_at,
+            old: tables.header.to_bytes(),
+            new: header.to_bytes(),
+            texts: Vec::new(),
+        };
         if change.old == change.new {
             return Ok(());
         }
@@ -247,70 +279,77 @@ impl Image<ReadWrite> {
         })?)
     }
 
-    /// Writes the locator texts of a new parent, durably; gives the header that points to them.
-    fn write_locators(&self, parent: &ParentLink) -> Result<Header, MetadataError> {
-        let tables = self.tables.as_ref().expect("only called with tables");
-        let old: Vec<LocatorEntry> = tables.header.locators().map(|(_, entry)| entry).collect();
-        let texts: Vec<&Vec<u8>> = parent.locators.iter().map(|(_, text)| text).collect();
-        let mut at = self.locator_room(tables, &old, &texts)?;
-        let mut written = Vec::new();
-        for (code, text) in &parent.locators {
-            let entry = LocatorEntry::new(*code, ByteCount(text.len() as u64), at);
-            let mut padded = text.clone();
-            padded.resize(entry.space.0 as usize, 0);
-            self.container.write_at(&padded, at)?;
-            at = at + entry.space;
-            written.push(entry);
-        }
-        let old_footer = self.write_end_footer()?;
-        self.container.sync()?;
-        if let Some(at) = old_footer {
-            self.container.write_at(&[0; FOOTER_SIZE.0 as usize], at)?;
-        }
-        let kept = old.iter().filter(|entry| matches!(entry.code, PlatformCode::Other(_)));
+    /// Works out what relinking changes if the locators that are there are written over.
+    fn change_in_place(&self, parent: &ParentLink) -> Result<HeaderChange, MetadataError> {
+        let tables = self.tables.as_ref().expect("a differencing image has tables");
         let mut entries = [None; LOCATOR_ENTRIES];
-        for (slot, entry) in entries.iter_mut().zip(written.iter().chain(kept)) {
-            *slot = Some(*entry);
+        let mut texts: Vec<(FileOffset, Vec<u8>)> = Vec::new();
+        let (mut needed, mut room) = (ByteCount(0), None);
+        let mut unwritten: Vec<&(PlatformCode, Vec<u8>)> = parent.locators.iter().collect();
+        for (slot, entry) in tables.header.locators() {
+            if let PlatformCode::Other(_) = entry.code {
+                entries[slot] = Some(entry);
+            }
+            // Others of these kinds are deprecated, or there twice, and would go on naming the old parent.
+            let Some(i) = unwritten.iter().position(|(code, _)| *code == entry.code) else { continue };
+            let (_, text) = unwritten.remove(i);
+            let length = ByteCount(text.len() as u64);
+            let free = self.room_of_locator(tables, entry)?;
+            needed = needed.max(length);
+            room = Some(room.map_or(free, |room: ByteCount| room.min(free)));
+            let mut padded = text.clone();
+            let whole = length.max(entry.length).0.next_multiple_of(SECTOR_SIZE).min(free.0);
+            padded.resize((whole as usize).max(text.len()), 0);
+            texts.push((entry.offset, padded));
+            entries[slot] = Some(entry.with_length(length));
+        }
+        if room.is_none_or(|room| room < needed) {
+            let path = self.path().into();
+            return Err(MetadataError::LocatorRoom { path, needed, room: room.unwrap_or_default() });
         }
         let mut header = tables.header.clone();
         header.set_parent(&parent.record, &entries);
-        Ok(header)
+        Ok(HeaderChange { at: tables.header_at, old: tables.header.to_bytes(), new: header.to_bytes(), texts })
     }
 
-    /// Finds room for locator texts, each in whole sectors, that neither the present locators nor anything else use.
-    ///
-    /// Images that we make have room for two sets between the batmap and the first block; elsewhere the file grows. Room
-    /// before the BAT is none: one that has moved is still read in its old place by whoever opened the image before.
-    fn locator_room(
-        &self,
-        tables: &Tables,
-        old: &[LocatorEntry],
-        texts: &[&Vec<u8>],
-    ) -> Result<FileOffset, MetadataError> {
-        let need: u64 = texts.iter().map(|text| (text.len() as u64).next_multiple_of(SECTOR_SIZE)).sum();
-        let used = tables.regions().map(|region| region.range).chain(old.iter().map(|entry| {
-            let length = entry.length.max(entry.space).0.min(1 << 20);
-            entry.offset..FileOffset(entry.offset.0.saturating_add(length))
-        }));
-        let mut used: Vec<_> = used.collect();
-        used.sort_unstable_by_key(|range| range.start);
-        let mut first_block = self.tail_end();
-        // Also those beyond the end of a disk that has shrunk.
-        for found in tables.bat.allocated(&self.container, tables.bat.entries()) {
-            let place = BlockPlace::from_entry(found?.1, tables.header.block_size());
-            first_block = first_block.min(place.bitmap);
-        }
-        let mut at = (tables.header.table_offset() + bat::table_size(tables.bat.entries())).0;
-        for range in &used {
-            let gap_end = range.start.0.min(first_block.0);
-            if gap_end >= at + need {
-                return Ok(FileOffset(at));
+    /// The room of a locator that nothing else lies in.
+    fn room_of_locator(&self, tables: &Tables, entry: LocatorEntry) -> Result<ByteCount, StorageError> {
+        let Some(end) = entry.end_within(tables.file_len()) else { return Ok(ByteCount(0)) };
+        let mut room = entry.offset..end;
+        let mut keep_clear = |start: FileOffset, end: FileOffset| {
+            if start < room.end && room.start < end {
+                room.end = start.max(room.start);
             }
-            at = at.max(range.end.0.next_multiple_of(SECTOR_SIZE));
+        };
+        tables.regions().for_each(|region| keep_clear(region.range.start, region.range.end));
+        let others = tables.header.locators().map(|(_, other)| other).filter(|other| *other != entry);
+        others.for_each(|other| keep_clear(other.offset, FileOffset(other.offset.0.saturating_add(other.length.0))));
+        if let Some(footer) = self.end_footer() {
+            keep_clear(footer, footer + FOOTER_SIZE);
         }
-        if first_block.0 >= at + need {
-            return Ok(FileOffset(at));
+        let size = tables.header.block_size();
+        for found in tables.bat.allocated(&self.container, tables.bat.entries()) {
+            let place = BlockPlace::from_entry(found?.1, size);
+            keep_clear(place.bitmap, place.data + size.bytes());
         }
-        Ok(self.allocate_bytes(ByteCount(need))?)
+        Ok(room.end - room.start)
+    }
+
+    fn rewrite_in_place(&mut self, change: &HeaderChange) -> Result<(), MetadataError> {
+        let header = Header::try_from(&change.new).expect("it was a header");
+        self.commit(|image| {
+            let container = &image.container;
+            let (first, others) = change.texts.split_first().expect("there is a locator to write over");
+            for (at, text) in others {
+                container.write_at(text, *at)?;
+            }
+            container.sync()?;
+            container.write_at(&change.new, change.at)?;
+            container.sync()?;
+            container.write_at(&first.1, first.0)?;
+            container.sync()?;
+            image.tables.as_mut().expect("a differencing image has tables").header = header;
+            Ok(())
+        })
     }
 }

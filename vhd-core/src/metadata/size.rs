@@ -3,13 +3,11 @@
 use uuid::Uuid;
 
 use super::MetadataError;
-use crate::bat::{self, Bat};
-use crate::batmap::{self, BATMAP_HEADER_SIZE, Batmap, BatmapState};
 use crate::footer::{DiskType, FOOTER_SIZE, Footer, MAX_VIRTUAL_SIZE};
-use crate::image::{Image, Tables};
+use crate::image::Image;
 use crate::resolve::{Extents, Source};
 use crate::storage::{Container, StorageError};
-use crate::units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, SectorRange};
+use crate::units::{ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, SectorRange};
 use crate::write::{ReadWrite, WriteError};
 
 /// Takes back the growth of the fixed disk `unique_id` that power failed in: where its file, `length` bytes long before, still has its
@@ -39,14 +37,15 @@ impl Image<ReadWrite> {
     /// Makes the disk larger, or smaller without touching what lies beyond its new end. New sectors read as zeros.
     ///
     /// `parent_size` is the size of the parent's disk, or zero: as far as a parent reaches, a disk that grows must hold
-    /// its zeros itself. The BAT moves to the end of the file where it needs more entries; blocks stay where they are.
+    /// its zeros itself. Where the BAT needs more entries, or the tables do not lie before the first block, blocks that
+    /// are in their way move to the end of the file, as by [`lay_out`](Self::lay_out).
     ///
     /// # Errors
     /// A size that cannot be, blocks beyond the old end that cannot be, no space, a failed write or sync.
     ///
     /// # Crash safety
-    /// A larger BAT is complete and durable before the header's first sector points to it, and that, and zeros, before
-    /// the footer tells the new size. Of a fixed disk the file grows by the write of a footer with the old size, and the
+    /// A larger BAT is there as [`lay_out`](Self::lay_out) makes it, and zeros are durable, before the footer tells the
+    /// new size. Of a fixed disk the file grows by the write of a footer with the old size, and the
     /// old footer is zeroed once that is durable, before the new one tells the new size; if power fails when the file is
     /// longer but the footer not yet written, the file has none and needs one made (its data is whole).
     pub fn set_size(&mut self, size: ByteCount, parent_size: ByteCount) -> Result<(), MetadataError> {
@@ -66,8 +65,9 @@ impl Image<ReadWrite> {
         if let Some(tables) = &self.tables {
             let blocks = tables.header.block_size().blocks_for(size);
             let entries = u32::try_from(blocks).expect("2040 GiB in blocks of 4 KiB are fewer than 2^32");
-            if entries > tables.bat.entries() {
-                self.move_bat(entries)?;
+            if entries > tables.bat.entries() || !self.is_laid_out()? {
+                let entries = entries.max(tables.bat.entries());
+                self.arrange_entries(entries)?;
             }
         }
         let old = self.footer.clone();
@@ -122,69 +122,5 @@ impl Image<ReadWrite> {
             }
         }
         Ok(self.flush()?)
-    }
-
-    /// Writes a BAT of `entries` and its batmap at the end of the file, and then lets the header point there.
-    pub(crate) fn move_bat(&mut self, entries: u32) -> Result<(), MetadataError> {
-        let tables = self.tables.as_ref().expect("only called with tables");
-        let with_batmap = tables.batmap != BatmapState::Absent;
-        let batmap_room = if with_batmap { BATMAP_HEADER_SIZE + batmap::map_size(entries) } else { ByteCount(0) };
-        let at = self.allocate_bytes(bat::table_size(entries) + batmap_room)?;
-        self.copy_bat(tables, at, entries)?;
-        let mut header = tables.header.clone();
-        header.set_table(at, entries);
-        let batmap = self.move_batmap(tables, batmap::header_offset(&header), entries)?;
-        let old_footer = self.write_end_footer()?;
-        self.container.sync()?;
-
-        // Table offset, entries and checksum are all in the first of the header's two sectors.
-        self.container.write_at(&header.to_bytes()[..SECTOR_SIZE as usize], tables.header_at)?;
-        if let Some(at) = old_footer {
-            self.container.write_at(&[0; FOOTER_SIZE.0 as usize], at)?;
-        }
-        self.container.sync()?;
-        let tables = self.tables.as_mut().expect("only called with tables");
-        tables.header = header;
-        tables.bat = Bat::new(at, entries);
-        tables.batmap = batmap;
-        self.forget_batmap();
-        Ok(())
-    }
-
-    fn copy_bat(&self, tables: &Tables, at: FileOffset, entries: u32) -> Result<(), StorageError> {
-        const STEP: u32 = 64 * 1024;
-        let mut old = tables.bat.allocated(&self.container, tables.bat.entries()).peekable();
-        for first in (0..entries).step_by(STEP as usize) {
-            let count = (entries - first).min(STEP);
-            let mut step = vec![crate::format::UNALLOCATED; count as usize];
-            while let Some(found) =
-                old.next_if(|found| found.as_ref().map_or(true, |(block, _)| block.0 < first + count))
-            {
-                let (block, entry) = found?;
-                step[(block.0 - first) as usize] = entry;
-            }
-            self.container.write_at(&bat::encode(&step), at + ByteCount(u64::from(first) * 4))?;
-        }
-        Ok(())
-    }
-
-    fn move_batmap(&self, tables: &Tables, at: FileOffset, entries: u32) -> Result<BatmapState, WriteError> {
-        let (mut batmap, full) = match &tables.batmap {
-            BatmapState::Absent => return Ok(BatmapState::Absent),
-            BatmapState::Overwritten => (Batmap::new(at, entries), Vec::new()),
-            BatmapState::Present(old) => {
-                let mut full: Vec<BlockIndex> = Vec::new();
-                // Clear bits are always right: readers then look at the bitmaps.
-                if old.is_intact(&self.container)? {
-                    old.for_each(&self.container, tables.bat.entries(), |block, bit| {
-                        full.extend(bit.then_some(block));
-                    })?;
-                }
-                (old.moved(at, entries), full)
-            }
-        };
-        self.container.zero_range(batmap.map_offset(), batmap.map_size())?;
-        batmap.mark_full(&self.container, &full, entries, |_| Ok::<_, WriteError>(false))?;
-        Ok(BatmapState::Present(Box::new(batmap)))
     }
 }

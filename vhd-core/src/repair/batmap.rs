@@ -9,7 +9,7 @@ use crate::units::{ByteCount, FileOffset};
 impl Plan<'_> {
     /// Makes a batmap anew that is lost, has a wrong checksum, or bits that the bitmaps do not bear out.
     ///
-    /// A lost one goes where it should be, where that is free; else BAT and batmap move to the end of the file.
+    /// A lost one goes where it should be, where that is free; else blocks make room for it.
     pub(super) fn mend_batmap(&mut self) -> Result<(), RepairError> {
         let image = self.open()?;
         let Some(tables) = &image.tables else { return Ok(()) };
@@ -43,12 +43,13 @@ impl Plan<'_> {
             None => Batmap::new(at, entries),
         };
         let length = BATMAP_HEADER_SIZE + batmap::map_size(entries);
-        let place = if self.is_free(tables, header_at, length)? {
+        let is_free = self.is_free(tables, header_at, length)?;
+        let place = if is_free {
             self.fill(tables, make(header_at))?;
             header_at
         } else {
             let mut writable = Image::writable_from_container(self.container.clone())?;
-            writable.move_bat(entries)?;
+            writable.arrange_entries(entries)?;
             writable.close()?;
             let moved = self.open()?;
             let Some(tables) = &moved.tables else { return Ok(()) };
@@ -56,7 +57,7 @@ impl Plan<'_> {
             self.fill(tables, make(place))?;
             place
         };
-        let at = if place == header_at { "" } else { ", with the BAT, as blocks lie where it was" };
+        let at = if is_free { "" } else { ", for which blocks have made room" };
         let kept = if salvaged.is_some() { "" } else { "; a marker and a key's hash that were in it are lost" };
         self.note("batmap-lost", format!("a batmap made from the bitmaps is written at offset {place}{at}{kept}"));
         Ok(())

@@ -118,6 +118,16 @@ impl Container {
         self.storage.has_fixed_size()
     }
 
+    /// As [`Storage::is_open_elsewhere`].
+    pub fn is_open_elsewhere(&self) -> Result<bool, StorageError> {
+        self.named(self.storage.is_open_elsewhere(), FileOffset(0), || "tell who has it open".into())
+    }
+
+    /// As [`Storage::is_wanted`].
+    pub fn is_wanted(&self) -> bool {
+        self.storage.is_wanted()
+    }
+
     /// As [`Storage::clone_range`].
     pub fn clone_range(
         &self,

@@ -6,12 +6,14 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use reflink_copy::ReflinkBlockBuilder;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
+use super::lease::{self, Lease};
 use super::{FileIdentity, Storage};
 use crate::units::{ByteCount, FileOffset};
 
@@ -31,12 +33,41 @@ pub enum Lock {
 const LOCK_PATIENCE: Duration = Duration::from_millis(30);
 const LOCK_STEP: Duration = Duration::from_millis(2);
 
+/// How long to wait for a process that holds a lease on a file to let go of it.
+const LEASE_PATIENCE: Duration = Duration::from_secs(10);
+
 /// An open regular file or block device.
 #[derive(Debug)]
 pub struct FileStorage {
-    file: File,
+    lease: Leased,
+    file: Arc<File>,
     identity: FileIdentity,
     is_device: bool,
+}
+
+/// By what a file is held against other programs.
+#[derive(Debug)]
+enum Leased {
+    /// Nothing.
+    No,
+    /// A lease of its own.
+    Own(Arc<Lease>),
+    /// That of whoever opened the file for writing in this process.
+    Shared(Weak<Lease>),
+}
+
+impl Leased {
+    fn is_wanted(&self) -> bool {
+        match self {
+            Self::No => false,
+            Self::Own(lease) => lease.is_wanted(),
+            Self::Shared(lease) => lease.upgrade().is_some_and(|lease| lease.is_wanted()),
+        }
+    }
+}
+
+fn busy(who: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::ResourceBusy, who)
 }
 
 impl FileStorage {
@@ -49,33 +80,81 @@ impl FileStorage {
         Self::open_locked(path, false, lock)
     }
 
-    /// Opens `path` for reading and writing, and locks it.
+    /// Opens `path` for reading and writing, locks it, and makes sure that no other program on this host has it open,
+    /// whether it takes locks or not. One that opens it later is held up until this is dropped; see
+    /// [`Storage::is_wanted`].
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), also where another program has it open; an error of another kind where nothing tells
+    /// whether one has.
+    pub fn open_writable(path: &Path) -> io::Result<Self> {
+        let mut storage = Self::open_locked(path, true, Lock::Exclusive)?;
+        storage.lease = Leased::Own(storage.take_lease()?);
+        Ok(storage)
+    }
+
+    /// As [`open_writable`](Self::open_writable), but other programs that take no locks may have it open: the caller knows
+    /// them, and changes nothing that they rely on.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_writable(path: &Path) -> io::Result<Self> {
+    pub fn open_writable_beside(path: &Path) -> io::Result<Self> {
         Self::open_locked(path, true, Lock::Exclusive)
     }
 
-    /// Tells whether anybody has locked the file at `path`, in whatever way.
+    /// Tells whether the file at `path` is in use: locked, in whatever way, or open in another program.
     ///
     /// To find out takes a lock for a moment, which whoever opens the file meanwhile waits for.
     ///
     /// # Errors
     /// What the system answers.
-    pub fn is_locked(path: &Path) -> io::Result<bool> {
-        let file = Self::open_file(path, false)?;
+    pub fn is_in_use(path: &Path) -> io::Result<bool> {
+        let file = match Self::open_now(path, false) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+            file => file?,
+        };
+        if matches!(file.lease, Leased::Shared(_)) {
+            return Ok(true);
+        }
         match file.file.try_lock() {
-            Ok(()) => Ok(false),
+            Ok(()) => file.is_open_elsewhere(),
             Err(TryLockError::WouldBlock) => Ok(true),
             Err(TryLockError::Error(error)) => Err(error),
         }
     }
 
-    fn open_file(path: &Path, write: bool) -> io::Result<Self> {
+    /// Gives what this process has a lease of, where it is that file: to open it again would break the lease.
+    pub(crate) fn leased(identity: FileIdentity) -> Option<Self> {
+        let lease = lease::of(identity)?;
+        let file = lease.file().clone();
+        Some(Self { lease: Leased::Shared(Arc::downgrade(&lease)), file, identity, is_device: false })
+    }
+
+    fn open_now(path: &Path, write: bool) -> io::Result<Self> {
+        if lease::are_there_any()
+            && let Some(shared) = Self::leased(FileIdentity::at(path)?)
+        {
+            return Ok(shared);
+        }
         // O_NONBLOCK: a FIFO must be refused, not waited for.
         let flags = OFlags::NONBLOCK.bits().cast_signed();
         Self::new(File::options().read(true).write(write).custom_flags(flags).open(path)?)
+    }
+
+    fn open_file(path: &Path, write: bool) -> io::Result<Self> {
+        let start = Instant::now();
+        loop {
+            match Self::open_now(path, write) {
+                // Another process holds a lease, and has been told to let go.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if start.elapsed() > LEASE_PATIENCE {
+                        return Err(busy("in use by another process (leased)"));
+                    }
+                    std::thread::sleep(LOCK_STEP);
+                }
+                opened => return opened,
+            }
+        }
     }
 
     fn open_locked(path: &Path, write: bool, lock: Lock) -> io::Result<Self> {
@@ -84,6 +163,8 @@ impl FileStorage {
             let storage = Self::open_file(path, write)?;
             let locked = match lock {
                 Lock::None => return Ok(storage),
+                // The descriptor is that of whoever holds the lease here, and so is its lock.
+                _ if matches!(storage.lease, Leased::Shared(_)) => Err(TryLockError::WouldBlock),
                 Lock::Shared => storage.file.try_lock_shared(),
                 Lock::Exclusive => storage.file.try_lock(),
             };
@@ -93,15 +174,36 @@ impl FileStorage {
                     patience = patience.saturating_sub(LOCK_STEP);
                     continue;
                 }
-                Err(TryLockError::WouldBlock) => {
-                    return Err(io::Error::new(io::ErrorKind::ResourceBusy, "in use by another process (locked)"));
-                }
+                Err(TryLockError::WouldBlock) => return Err(busy("in use by another process (locked)")),
                 locked => locked?,
             }
             // A snapshot may have put another file at this path before the lock was ours.
             if storage.identity == FileIdentity::at(path)? {
                 return Ok(storage);
             }
+        }
+    }
+
+    fn take_lease(&self) -> io::Result<Arc<Lease>> {
+        let mut patience = LOCK_PATIENCE;
+        loop {
+            match Lease::take(&self.file, self.identity)? {
+                Some(lease) => return Ok(lease),
+                None if patience.is_zero() => return Err(busy("in use by another program, which has it open")),
+                // Some are open for a moment only.
+                None => {
+                    std::thread::sleep(LOCK_STEP);
+                    patience = patience.saturating_sub(LOCK_STEP);
+                }
+            }
+        }
+    }
+
+    /// Refuses a change where another program has been waiting for the file.
+    fn check_alone(&self) -> io::Result<()> {
+        match &self.lease {
+            Leased::Own(lease) => lease.check(),
+            Leased::No | Leased::Shared(_) => Ok(()),
         }
     }
 
@@ -114,7 +216,7 @@ impl FileStorage {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device"));
         }
-        Ok(Self { identity: FileIdentity::of(&file)?, file, is_device: kind.is_block_device() })
+        Ok(Self { lease: Leased::No, identity: FileIdentity::of(&file)?, file: Arc::new(file), is_device: kind.is_block_device() })
     }
 
     /// The file.
@@ -130,7 +232,7 @@ impl FileStorage {
     /// The two files between which the kernel is to do something by itself.
     fn pair<'a>(&'a self, source: &'a dyn Storage) -> io::Result<(&'a File, &'a File)> {
         let (source, target) = (source.as_file(), self.as_file());
-        source.zip(target).map(|(a, b)| (&a.file, &b.file)).ok_or_else(|| io::ErrorKind::Unsupported.into())
+        source.zip(target).map(|(a, b)| (&*a.file, &*b.file)).ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 }
 
@@ -155,10 +257,12 @@ impl Storage for FileStorage {
     }
 
     fn write_at(&self, buf: &[u8], at: FileOffset) -> io::Result<()> {
+        self.check_alone()?;
         self.file.write_all_at(buf, at.0)
     }
 
     fn set_len(&self, len: ByteCount) -> io::Result<()> {
+        self.check_alone()?;
         if !self.is_device {
             return self.file.set_len(len.0);
         }
@@ -177,6 +281,7 @@ impl Storage for FileStorage {
     }
 
     fn punch_hole(&self, at: FileOffset, length: ByteCount) -> io::Result<bool> {
+        self.check_alone()?;
         if length.0 == 0 {
             return Ok(true);
         }
@@ -210,11 +315,26 @@ impl Storage for FileStorage {
         self.is_device
     }
 
+    fn is_open_elsewhere(&self) -> io::Result<bool> {
+        if !matches!(self.lease, Leased::No) {
+            return Ok(false);
+        }
+        match self.take_lease() {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(true),
+            taken => taken.map(|_| false),
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.lease.is_wanted()
+    }
+
     fn as_file(&self) -> Option<&FileStorage> {
         (!self.is_device).then_some(self)
     }
 
     fn clone_range(&self, source: &dyn Storage, from: FileOffset, to: FileOffset, length: ByteCount) -> io::Result<()> {
+        self.check_alone()?;
         let (source, target) = self.pair(source)?;
         let Some(count) = NonZeroU64::new(length.0) else { return Ok(()) };
         let request = || ReflinkBlockBuilder::new(source, target, count).from_offset(from.0).to_offset(to.0);
@@ -225,6 +345,7 @@ impl Storage for FileStorage {
     }
 
     fn copy_range(&self, source: &dyn Storage, from: FileOffset, to: FileOffset, length: ByteCount) -> io::Result<()> {
+        self.check_alone()?;
         let (source, target) = self.pair(source)?;
         let (mut from, mut to, end) = (from.0, to.0, from.0 + length.0);
         while from < end {

@@ -33,7 +33,7 @@ impl FileIdentity {
         Ok(Self::new(&file.metadata()?))
     }
 
-    fn new(metadata: &Metadata) -> Self {
+    pub(super) fn new(metadata: &Metadata) -> Self {
         Self { device: DeviceNumber(metadata.dev()), inode: metadata.ino() }
     }
 

@@ -1,23 +1,21 @@
 //! Where new blocks go: at the end of the file, data on 4 KiB boundaries.
 
 use super::{WriteError, locked};
-use crate::block_size::{BlockPlace, BlockSize};
+use crate::block_size::BlockPlace;
 use crate::footer::FOOTER_SIZE;
 use crate::image::{FooterOrigin, Image, OpenError, Tables};
+use crate::layout;
 use crate::storage::{Container, StorageError};
 use crate::units::{BlockIndex, ByteCount, FileOffset};
 use crate::write::ReadWrite;
-
-/// Data of blocks that we allocate starts on a multiple of this.
-///
-/// Source: blktap, whose stride for 2 MiB blocks is thereby 4104 sectors.
-const DATA_ALIGNMENT: u64 = 4096;
 
 /// The end of what the file holds.
 #[derive(Debug)]
 pub(super) struct Tail {
     /// The end of the last block or table.
     pub(super) end: FileOffset,
+    /// The end of the last block, where there is one.
+    blocks_end: Option<FileOffset>,
     /// Where a good end footer stands on disk.
     pub(super) footer: Option<FileOffset>,
     /// Whether the end has moved since the footer was written.
@@ -45,8 +43,8 @@ impl Tail {
         let used = tables.map(|tables| used(container, tables)).transpose()?.unwrap_or_default();
         // A block that is cut short by the footer has sectors where that stands: the next one goes past the block, and what
         // the guest writes over this one stays.
-        let footer = footer.filter(|&footer| used.by_blocks <= footer || container.has_fixed_size());
-        Ok(Self { end: end.max(used.by_all), footer, grown: false, len })
+        let footer = footer.filter(|&footer| used.blocks_end <= footer || container.has_fixed_size());
+        Ok(Self { end: end.max(used.by_all), blocks_end: used.by_blocks(), footer, grown: false, len })
     }
 }
 
@@ -59,30 +57,28 @@ pub(crate) fn last_used(container: &Container, tables: &Tables) -> Result<FileOf
 /// blktap lets some batmaps reach under the footer.
 #[derive(Clone, Copy, Debug, Default)]
 struct Used {
-    /// The end of the last block.
-    by_blocks: FileOffset,
+    /// The end of the last block; 0 where there is none.
+    blocks_end: FileOffset,
     /// The end of the last table, locator or block.
     by_all: FileOffset,
 }
 
+impl Used {
+    fn by_blocks(self) -> Option<FileOffset> {
+        (self.blocks_end.0 > 0).then_some(self.blocks_end)
+    }
+}
+
 fn used(container: &Container, tables: &Tables) -> Result<Used, StorageError> {
     let size = tables.header.block_size();
-    let mut by_blocks = FileOffset(0);
+    let mut blocks_end = FileOffset(0);
     for found in tables.bat.allocated(container, tables.bat.entries()) {
         let place = BlockPlace::from_entry(found?.1, size);
         if tables.fault_of(place).is_none() {
-            by_blocks = by_blocks.max(place.data + size.bytes());
+            blocks_end = blocks_end.max(place.data + size.bytes());
         }
     }
-    let by_all = tables.taken().map(|range| range.end).fold(by_blocks, FileOffset::max);
-    Ok(Used { by_blocks, by_all })
-}
-
-/// The first place at or after `end` for a block, leaving room for a footer that stands at `end`.
-fn place_after(end: FileOffset, size: BlockSize) -> BlockPlace {
-    let bitmap = size.bitmap_size();
-    let data = (end.0 + FOOTER_SIZE.0 + bitmap.0).next_multiple_of(DATA_ALIGNMENT);
-    BlockPlace { bitmap: FileOffset(data - bitmap.0), data: FileOffset(data) }
+    Ok(Used { blocks_end, by_all: blocks_end.max(layout::end_of_tables(tables)) })
 }
 
 impl Image<ReadWrite> {
@@ -91,21 +87,24 @@ impl Image<ReadWrite> {
     /// The file grows to the last block's end and 512 bytes more, all of it a hole: the footer that stood at the end is not
     /// touched, so cutting the file brings it back, and the guest never decides what the last 512 bytes of the file are.
     /// Meanwhile the copy of the footer at the start speaks for the image.
-    pub(super) fn allocate(&self, tables: &Tables, blocks: &[BlockIndex]) -> Result<Vec<BlockPlace>, WriteError> {
+    pub(crate) fn allocate(&self, tables: &Tables, blocks: &[BlockIndex]) -> Result<Vec<BlockPlace>, WriteError> {
         let size = tables.header.block_size();
         let mut tail = locked(&self.mode.tail);
-        let mut end = tail.end;
+        let (mut end, mut blocks_end) = (tail.end, tail.blocks_end);
         let mut places = Vec::with_capacity(blocks.len());
         for &block in blocks {
-            let place = place_after(end, size);
+            // A footer may stand at the end, and is spared.
+            let place = layout::place_from(end + FOOTER_SIZE, blocks_end, size);
             if place.to_entry().is_none() {
                 return Err(WriteError::FileFull { path: self.path().into(), block, place: place.bitmap });
             }
             end = place.data + size.bytes();
+            blocks_end = Some(end);
             places.push(place);
         }
         if end > tail.end {
             self.extend(&mut tail, end)?;
+            tail.blocks_end = blocks_end;
         }
         Ok(places)
     }
@@ -113,7 +112,7 @@ impl Image<ReadWrite> {
     /// Takes `length` bytes at the end of the file, on a 4 KiB boundary, for something other than blocks.
     pub(crate) fn allocate_bytes(&self, length: ByteCount) -> Result<FileOffset, WriteError> {
         let mut tail = locked(&self.mode.tail);
-        let at = FileOffset((tail.end.0 + FOOTER_SIZE.0).next_multiple_of(DATA_ALIGNMENT));
+        let at = FileOffset((tail.end.0 + FOOTER_SIZE.0).next_multiple_of(layout::DATA_ALIGNMENT));
         self.extend(&mut tail, at + length)?;
         Ok(at)
     }
@@ -132,15 +131,29 @@ impl Image<ReadWrite> {
     pub(crate) fn cut_tail(&self) -> Result<(), StorageError> {
         let Some(tables) = &self.tables else { return Ok(()) };
         let mut tail = locked(&self.mode.tail);
-        let used = used(&self.container, tables)?.by_all;
-        if tail.footer.is_some() && tail.end <= used {
+        let used = used(&self.container, tables)?;
+        let (end, blocks_end) = (used.by_all, used.by_blocks());
+        if tail.footer.is_some() && tail.end <= end {
             return Ok(());
         }
-        self.container.set_len(ByteCount(used.0))?;
-        self.container.write_at(&self.footer.to_bytes(), used)?;
+        self.container.set_len(ByteCount(end.0))?;
+        self.container.write_at(&self.footer.to_bytes(), end)?;
         self.container.sync()?;
-        *tail = Tail { end: used, footer: Some(used), grown: false, len: ByteCount(used.0 + FOOTER_SIZE.0) };
+        *tail = Tail { end, blocks_end, footer: Some(end), grown: false, len: ByteCount(end.0 + FOOTER_SIZE.0) };
         tables.set_file_len(tail.len);
+        Ok(())
+    }
+
+    /// Ends what the file holds after the last table or block; a device keeps its length.
+    pub(crate) fn end_after_blocks(&self) -> Result<(), StorageError> {
+        if !self.container.has_fixed_size() {
+            return self.cut_tail();
+        }
+        if let Some(tables) = &self.tables {
+            let used = used(&self.container, tables)?;
+            let mut tail = locked(&self.mode.tail);
+            (tail.end, tail.blocks_end) = (used.by_all, used.by_blocks());
+        }
         Ok(())
     }
 
@@ -156,7 +169,7 @@ impl Image<ReadWrite> {
         self.container.sync()?;
         self.container.set_len(len)?;
         self.container.sync()?;
-        *tail = Tail { end, footer: Some(end), grown: false, len };
+        *tail = Tail { end, blocks_end: None, footer: Some(end), grown: false, len };
         Ok(())
     }
 
@@ -208,27 +221,6 @@ impl Image<ReadWrite> {
         if self.tables.as_ref().is_none_or(ends_there) {
             // The write that failed is what the caller hears of.
             let _ = self.container.set_len(ByteCount(footer.0 + FOOTER_SIZE.0));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn data_is_aligned_and_the_footer_spared() {
-        for (block_size, end, bitmap) in [
-            (2 << 20, 3072, 3584),
-            (2 << 20, 4096 + (2 << 20), 7680 + (2 << 20)),
-            (4096, 8192, 8192 + 3584),
-            (256 << 20, 4096, 8192),
-        ] {
-            let size = BlockSize::new(block_size).unwrap();
-            let place = place_after(FileOffset(end), size);
-            assert_eq!(place.bitmap, FileOffset(bitmap), "{block_size} after {end}");
-            assert_eq!(place.data.0 % 4096, 0);
-            assert!(place.bitmap.0 >= end + 512);
         }
     }
 }

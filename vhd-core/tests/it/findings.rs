@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use testkit::old_layout::tables_behind_blocks;
 use testkit::scene::Scene;
 use testkit::seal;
 use vhd_core::check::{self, Depth, Finding, KINDS};
@@ -103,6 +104,11 @@ const DYNAMIC: &[(&str, Damage)] = &[
         let end = Layout::of(b).end;
         b[..512].fill(0);
         b[end..].fill(0);
+    }),
+    ("tables-behind-blocks", tables_behind_blocks),
+    ("tables-elsewhere", |b| {
+        tables_behind_blocks(b);
+        footers(b, 28..32, b"win ");
     }),
     ("footer-end-lost", |b| {
         let end = Layout::of(b).end;

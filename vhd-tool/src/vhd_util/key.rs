@@ -84,7 +84,7 @@ fn set(args: &Args, name: &Path) -> Result<(), Failure> {
         None => NO_NONCE.0,
     };
     let key = KeyHash { nonce, hash: given_hash(args, &nonce)? };
-    let mut image = Image::open_writable(name)?;
+    let mut image = Image::open_writable_beside(name)?;
     let is_empty = image.header().is_some() && image.allocated_blocks().next().transpose()?.is_none();
     if !is_empty {
         return Err(Refused::image(name, Errno::INVAL, "holds data, which is not encrypted with the key").into());

@@ -9,7 +9,7 @@ use vhd_core::{
 };
 
 use super::new_image::is_device;
-use super::{Failure, Refused, chain_options, note_parent_outside, open_writable};
+use super::{Failure, Refused, chain_options, note_parent_outside, open_alone, open_writable};
 use crate::disk;
 
 /// Change the parent of an image, where it ends, or drop all that it holds
@@ -37,7 +37,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if let Some(parent) = &args.parent {
         let mut image = open_whole(&args.name)?;
         let link = link(args, &image, parent)?;
-        let linked = image.relink(&link);
+        let linked = image.relink_in_place(&link);
         // Also after an error, for the end of the file.
         let closed = image.close();
         linked?;
@@ -45,10 +45,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         note_parent_outside(&args.name, parent);
     }
     if args.zero {
-        open_writable(&args.name)?.clear()?;
+        open_alone(&args.name)?.clear()?;
     }
     if let Some(size) = args.size {
-        open_writable(&args.name)?.set_physical_size(ByteCount(size))?;
+        let image = if is_device(&args.name) { open_writable(&args.name) } else { open_alone(&args.name) };
+        image?.set_physical_size(ByteCount(size))?;
     }
     Ok(())
 }
@@ -56,18 +57,14 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 /// Opens an image. A header that power failed in, when it was changed the last time, is repaired first: whoever wants
 /// another parent in it would have to wait for ever.
 fn open_whole(path: &Path) -> Result<Image<ReadWrite>, Failure> {
-    match Image::open_writable(path) {
+    match Image::open_writable_beside(path) {
         Err(OpenError::Header { .. }) => {}
-        image => {
-            let mut image = image?;
-            image.trim_tail()?;
-            return Ok(image);
-        }
+        _ => return open_writable(path),
     }
     let backup = is_device(path).then(std::env::temp_dir);
     let options = repair::Options { backup, parents: chain_options().parents, ..repair::Options::default() };
     let repaired = repair::file(path, &options)?;
-    let image = Image::open_writable(path)?;
+    let image = Image::open_writable_beside(path)?;
     if let Some(undo) = repaired.undo {
         std::fs::remove_file(&undo).map_err(FileError::when(&undo, "remove it"))?;
     }

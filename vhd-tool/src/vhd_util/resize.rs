@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use vhd_core::{BlockSize, ByteCount, Chain, ChainError, Image, ReadWrite};
 
 use super::failure::errno_of;
-use super::{Failure, NAME, Refused, chain_options, open_writable};
+use super::{Failure, NAME, Refused, chain_options, open_alone};
 use crate::output;
 
 /// Make the disk of an image larger
@@ -30,7 +30,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let refused = |errno, what: &str| Refused::image(&args.name, errno, what);
     let size = args.size.checked_mul(1 << 20).and_then(|bytes| bytes.checked_next_multiple_of(2 << 20));
     let size = ByteCount(size.ok_or_else(|| refused(Errno::INVAL, "no disk can be so large"))?);
-    let mut image = open_writable(&args.name)?;
+    let mut image = open_alone(&args.name)?;
     let Some(header) = image.header() else { return Err(refused(Errno::INVAL, "a fixed disk keeps its size").into()) };
     let (block_size, entries): (BlockSize, u32) = (header.block_size(), header.max_table_entries());
     let present = image.footer().current_size();

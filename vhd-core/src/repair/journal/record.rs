@@ -1,5 +1,6 @@
 //! Making a journal before a resize, and doing away with it afterwards.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, FileTypeExt, PermissionsExt};
 use std::path::Path;
@@ -14,6 +15,7 @@ use super::{
 };
 use crate::bat;
 use crate::batmap::BATMAP_HEADER_SIZE;
+use crate::block_size::BlockPlace;
 use crate::create::CreateError;
 use crate::footer::FOOTER_SIZE;
 use crate::format;
@@ -23,7 +25,7 @@ use crate::locator::MAX_LOCATOR_LENGTH;
 use crate::new_file::{Existing, FileError, folder_of, sync_folder, write_new_file};
 use crate::repair::{JournalError, RepairError};
 use crate::storage::{Container, FileStorage, StorageError};
-use crate::units::{ByteCount, FileOffset, SECTOR_SIZE};
+use crate::units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE};
 use crate::write::ReadWrite;
 
 const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
@@ -155,7 +157,14 @@ fn pieces(image: &Image<ReadWrite>, size: ByteCount) -> Result<(FileOffset, Vec<
         pieces.push(Piece { kind: BATMAP_HEADER, at: header_at, length: BATMAP_HEADER_SIZE });
         pieces.push(Piece { kind: BATMAP, at: batmap.map_offset(), length: batmap.map_size() });
     }
-    pieces.extend(leftover_pieces(image, tables, size)?);
+    let mut blocks = leftover_blocks(image, tables, size)?;
+    let gaps = displaced(image, tables, size, &mut blocks)?;
+    let block_size = tables.header.block_size();
+    pieces.extend(blocks.values().flat_map(|place| {
+        let bitmap = Piece { kind: DATA, at: place.bitmap, length: block_size.bitmap_size() };
+        [bitmap, Piece { kind: DATA, at: place.data, length: block_size.bytes() }]
+    }));
+    pieces.extend(gaps);
     // What lies under the footer is kept with it, and what lies under its copy with that.
     for piece in pieces.iter_mut().filter(|piece| piece.kind > FIRST_FOOTER) {
         let start = piece.at.max(FileOffset(FOOTER_SIZE.0));
@@ -167,18 +176,53 @@ fn pieces(image: &Image<ReadWrite>, size: ByteCount) -> Result<(FileOffset, Vec<
 }
 
 /// Lists the blocks that the disk, when it grows, finds beyond its end, the last one that it has among them: it zeroes there.
-fn leftover_pieces(image: &Image<ReadWrite>, tables: &Tables, size: ByteCount) -> Result<Vec<Piece>, RepairError> {
+fn leftover_blocks(
+    image: &Image<ReadWrite>,
+    tables: &Tables,
+    size: ByteCount,
+) -> Result<BTreeMap<BlockIndex, BlockPlace>, RepairError> {
     let block_size = tables.header.block_size();
     let first = image.sectors().0 / block_size.sectors().0;
     let [first, end] = [first, block_size.blocks_for(size)].map(|block| block.min(u64::from(tables.bat.entries())));
-    let mut pieces = Vec::new();
+    let mut blocks = BTreeMap::new();
     for found in tables.bat.allocated_in(image.container(), first as u32..end as u32) {
         let (block, entry) = found?;
-        let place = image.checked_place(tables, block, entry)?;
-        pieces.push(Piece { kind: DATA, at: place.bitmap, length: block_size.bitmap_size() });
-        pieces.push(Piece { kind: DATA, at: place.data, length: block_size.bytes() });
+        blocks.insert(block, image.checked_place(tables, block, entry)?);
     }
-    Ok(pieces)
+    Ok(blocks)
+}
+
+/// Where the tables are laid out anew: adds the blocks that make room for them, and gives the pieces between tables and
+/// blocks that they then take, too.
+fn displaced(
+    image: &Image<ReadWrite>,
+    tables: &Tables,
+    size: ByteCount,
+    blocks: &mut BTreeMap<BlockIndex, BlockPlace>,
+) -> Result<Vec<Piece>, RepairError> {
+    let present = tables.bat.entries();
+    let entries = u32::try_from(tables.header.block_size().blocks_for(size)).unwrap_or(present).max(present);
+    if entries == present && image.is_laid_out()? {
+        return Ok(Vec::new());
+    }
+    let end = image.tables_end_for(tables, entries);
+    let mut used: Vec<_> = tables.taken().collect();
+    for found in image.misplaced(tables, end) {
+        let (block, place) = found?;
+        used.push(place.bitmap..place.data + tables.header.block_size().bytes());
+        blocks.insert(block, place);
+    }
+    used.sort_unstable_by_key(|range| range.start);
+    let mut gaps = Vec::new();
+    let mut at = FileOffset(0);
+    for range in used.into_iter().chain([end..end]) {
+        let gap_end = range.start.min(end);
+        if at < gap_end {
+            gaps.push(Piece { kind: DATA, at, length: gap_end - at });
+        }
+        at = at.max(FileOffset(range.end.0.next_multiple_of(SECTOR_SIZE)));
+    }
+    Ok(gaps)
 }
 
 fn write(

@@ -18,7 +18,7 @@ use crate::sectors;
 struct Family {
     folder: TempDir,
     ids: [Uuid; 2],
-    /// The change of the child's header to the second, whose locators are there already.
+    /// The change of the child's header, and of its locators, to the second.
     change: HeaderChange,
 }
 
@@ -26,7 +26,7 @@ fn family() -> Family {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let block_size = BlockSize::DEFAULT;
-    let ids = ["old.vhd", "new.vhd"].map(|name| {
+    let ids = ["old.vhd", "newer.vhd"].map(|name| {
         let new = NewImage::new(ByteCount(8 << 20), NewKind::Dynamic { block_size });
         create_file(&path(name), &new, Existing::Keep).unwrap();
         let volume = Volume::open(&path(name), &ChainOptions::default()).unwrap();
@@ -42,7 +42,7 @@ fn family() -> Family {
     volume.close().unwrap();
 
     let mut image = Image::open_writable(&path("child.vhd")).unwrap();
-    let link = ParentLink::new(folder.path(), &path("new.vhd"), ids[1]).unwrap();
+    let link = ParentLink::new(folder.path(), &path("newer.vhd"), ids[1]).unwrap();
     let mut recorded = None;
     let stopped = image.relink_recorded(&link, |change| {
         recorded = Some(change.clone());
@@ -89,7 +89,7 @@ impl Family {
     }
 }
 
-/// The first sector holds name and id, the second the locators.
+/// The first sector holds name and id, the second the lengths of the locators.
 #[test]
 fn a_torn_header_is_settled_by_the_parents_id() {
     for (sectors, parent) in [(0..512, 1), (512..1024, 0)] {
@@ -115,12 +115,9 @@ fn a_torn_header_whose_parent_is_gone_is_refused() {
 
 /// Who writes new locators over the old ones before the header leaves the name of one parent beside the paths of another.
 fn with_locators_over_the_header(family: &Family) {
-    let new = vhd_core::Header::try_from(&family.change.new).unwrap();
-    let old = vhd_core::Header::try_from(&family.change.old).unwrap();
     family.edit(|bytes| {
-        for ((_, to), (_, from)) in old.locators().zip(new.locators()) {
-            let text = bytes[from.offset.0 as usize..][..from.length.0 as usize].to_vec();
-            bytes[to.offset.0 as usize..][..text.len()].copy_from_slice(&text);
+        for (at, text) in &family.change.texts {
+            bytes[at.0 as usize..][..text.len()].copy_from_slice(text);
         }
     });
 }
@@ -140,7 +137,7 @@ fn where_nobody_has_the_id_nothing_is_done() {
     let error = family.is_refused();
     let RepairError::Parent { found: 0, parent, .. } = &error else { panic!("{error}") };
     assert_eq!(*parent, family.ids[0]);
-    assert!(error.to_string().contains("new.vhd: its unique id is "), "{error}");
+    assert!(error.to_string().contains("newer.vhd: its unique id is "), "{error}");
 }
 
 /// A copy of the parent has the same id, and may have other content by now.
@@ -149,12 +146,12 @@ fn where_two_files_have_the_id_nothing_is_done() {
     let family = family();
     with_locators_over_the_header(&family);
     let file = |name: &str| family.folder.path().join(name);
-    fs::copy(file("old.vhd"), file("new.vhd")).unwrap();
+    fs::copy(file("old.vhd"), file("newer.vhd")).unwrap();
     let error = family.is_refused();
     assert!(matches!(error, RepairError::Parent { found: 2, .. }), "{error}");
     // Two names of one file are one parent.
-    fs::remove_file(file("new.vhd")).unwrap();
-    fs::hard_link(file("old.vhd"), file("new.vhd")).unwrap();
+    fs::remove_file(file("newer.vhd")).unwrap();
+    fs::hard_link(file("old.vhd"), file("newer.vhd")).unwrap();
     family.is_repaired("locator-differs", family.ids[0]);
 }
 

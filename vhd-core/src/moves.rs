@@ -1,12 +1,12 @@
-//! Moving blocks, many between two syncs.
+//! Moving blocks within a file, many between two syncs.
 
 use std::io;
 use std::ops::Range;
 
-use super::layout::Move;
+use crate::block_size::BlockPlace;
 use crate::image::{Image, Tables};
 use crate::storage::StorageError;
-use crate::units::{ByteCount, FileOffset};
+use crate::units::{BlockIndex, ByteCount, FileOffset};
 use crate::write::{ReadWrite, WriteError};
 
 /// The most data that moves between two syncs, and the most blocks.
@@ -15,16 +15,27 @@ const MOST_BLOCKS: u64 = 4096;
 /// The most that is read at once where the kernel does not copy.
 const CHUNK: u64 = 1 << 20;
 
+/// A block that moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Move {
+    pub(crate) block: BlockIndex,
+    pub(crate) from: BlockPlace,
+    pub(crate) to: BlockPlace,
+}
+
 impl Image<ReadWrite> {
-    /// Moves blocks to places that nothing uses, and that lie before theirs.
-    pub(super) fn carry_out(&self, tables: &Tables, moves: &[Move]) -> Result<(), WriteError> {
+    /// Moves blocks to places that nothing uses.
+    ///
+    /// # Crash safety
+    /// A copy is durable before the BAT names it, and the BAT when this returns.
+    pub(crate) fn carry_out(&self, tables: &Tables, moves: &[Move]) -> Result<(), WriteError> {
         let count = (BATCH.0 / tables.header.block_size().stride().0).clamp(1, MOST_BLOCKS) as usize;
         for batch in moves.chunks(count) {
             for one in batch {
                 self.copy_block(tables, one)?;
             }
             self.container.sync()?;
-            let entry = |one: &Move| (one.block, one.to.to_entry().expect("it lies before where it was"));
+            let entry = |one: &Move| (one.block, one.to.to_entry().expect("a place that was found for a block"));
             let mut entries: Vec<_> = batch.iter().map(entry).collect();
             entries.sort_unstable_by_key(|(block, _)| *block);
             tables.bat.publish(&self.container, &entries)?;
