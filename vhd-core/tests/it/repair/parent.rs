@@ -22,11 +22,12 @@ struct Family {
     change: HeaderChange,
 }
 
-fn family() -> Family {
+/// A longer name changes both sectors of the header, one as long as the old one only the first.
+fn family(new_name: &str) -> Family {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let block_size = BlockSize::DEFAULT;
-    let ids = ["old.vhd", "newer.vhd"].map(|name| {
+    let ids = ["old.vhd", new_name].map(|name| {
         let new = NewImage::new(ByteCount(8 << 20), NewKind::Dynamic { block_size });
         create_file(&path(name), &new, Existing::Keep).unwrap();
         let volume = Volume::open(&path(name), &ChainOptions::default()).unwrap();
@@ -42,7 +43,7 @@ fn family() -> Family {
     volume.close().unwrap();
 
     let mut image = Image::open_writable(&path("child.vhd")).unwrap();
-    let link = ParentLink::new(folder.path(), &path("newer.vhd"), ids[1]).unwrap();
+    let link = ParentLink::new(folder.path(), &path(new_name), ids[1]).unwrap();
     let mut recorded = None;
     let stopped = image.relink_recorded(&link, |change| {
         recorded = Some(change.clone());
@@ -93,7 +94,7 @@ impl Family {
 #[test]
 fn a_torn_header_is_settled_by_the_parents_id() {
     for (sectors, parent) in [(0..512, 1), (512..1024, 0)] {
-        let family = family();
+        let family = family("newer.vhd");
         let at = family.change.at.0 as usize;
         family.edit(|bytes| {
             bytes[at + sectors.start..at + sectors.end].copy_from_slice(&family.change.new[sectors.clone()]);
@@ -105,7 +106,7 @@ fn a_torn_header_is_settled_by_the_parents_id() {
 
 #[test]
 fn a_torn_header_whose_parent_is_gone_is_refused() {
-    let family = family();
+    let family = family("newer.vhd");
     let at = family.change.at.0 as usize;
     family.edit(|bytes| bytes[at + 512..at + 1024].copy_from_slice(&family.change.new[512..]));
     fs::remove_file(family.folder.path().join("old.vhd")).unwrap();
@@ -124,41 +125,41 @@ fn with_locators_over_the_header(family: &Family) {
 
 #[test]
 fn locators_of_another_parent_give_way_to_the_one_with_the_id() {
-    let family = family();
+    let family = family("new.vhd");
     with_locators_over_the_header(&family);
     family.is_repaired("locator-differs", family.ids[0]);
 }
 
 #[test]
 fn where_nobody_has_the_id_nothing_is_done() {
-    let family = family();
+    let family = family("new.vhd");
     with_locators_over_the_header(&family);
     fs::remove_file(family.folder.path().join("old.vhd")).unwrap();
     let error = family.is_refused();
     let RepairError::Parent { found: 0, parent, .. } = &error else { panic!("{error}") };
     assert_eq!(*parent, family.ids[0]);
-    assert!(error.to_string().contains("newer.vhd: its unique id is "), "{error}");
+    assert!(error.to_string().contains("new.vhd: its unique id is "), "{error}");
 }
 
 /// A copy of the parent has the same id, and may have other content by now.
 #[test]
 fn where_two_files_have_the_id_nothing_is_done() {
-    let family = family();
+    let family = family("new.vhd");
     with_locators_over_the_header(&family);
     let file = |name: &str| family.folder.path().join(name);
-    fs::copy(file("old.vhd"), file("newer.vhd")).unwrap();
+    fs::copy(file("old.vhd"), file("new.vhd")).unwrap();
     let error = family.is_refused();
     assert!(matches!(error, RepairError::Parent { found: 2, .. }), "{error}");
     // Two names of one file are one parent.
-    fs::remove_file(file("newer.vhd")).unwrap();
-    fs::hard_link(file("old.vhd"), file("newer.vhd")).unwrap();
+    fs::remove_file(file("new.vhd")).unwrap();
+    fs::hard_link(file("old.vhd"), file("new.vhd")).unwrap();
     family.is_repaired("locator-differs", family.ids[0]);
 }
 
 /// The way to a parent is the image's, so it leads nowhere that parents may not be.
 #[test]
 fn parents_elsewhere_prove_nothing() {
-    let family = family();
+    let family = family("new.vhd");
     with_locators_over_the_header(&family);
     let elsewhere = tempfile::tempdir().unwrap();
     let old = family.folder.path().join("old.vhd");
