@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uuid::Uuid;
-use vhd_core::{ByteCount, FileError, FileStorage, Image, Layer, Sector, real_path};
+use vhd_core::{ByteCount, FileError, FileStorage, Layer, Sector, real_path};
 
 use crate::abort::Abort;
 use crate::error::CoalesceError;
@@ -18,7 +18,7 @@ use crate::merge::{Merge, MergeError, MergeOptions, Moved};
 use crate::plan::{Plan, Unit};
 use crate::record::{Direction, MergeIntent, Record, Stamp};
 use crate::repository::{Repository, StructureLock};
-use crate::run::{LockedRun, Neighbours, Run, is_free, open_child, stamp};
+use crate::run::{LockedRun, Neighbours, Run, open_child, stamp};
 use crate::steps::{self, Steps};
 use crate::target::Target;
 use crate::yielding;
@@ -418,21 +418,11 @@ fn check_can_take_name(target: &Layer, node: &Path) -> Result<(), CoalesceError>
     Ok(())
 }
 
-/// Tells whether nobody uses any of these images now.
-pub(crate) fn first_in_use<'p>(paths: impl IntoIterator<Item = &'p PathBuf>) -> Result<Option<PathBuf>, CoalesceError> {
-    for path in paths {
-        if !is_free(path)? {
-            return Ok(Some(path.clone()));
-        }
-    }
-    Ok(None)
-}
-
 /// Opens an image of a run that has been interrupted, as its target.
 pub(crate) fn reopen_target(path: &Path, unique_id: Uuid) -> Result<Target, CoalesceError> {
     if unique_id.is_nil() {
         Ok(Target::open_raw(path)?)
     } else {
-        Ok(Target::Vhd(Box::new(Image::open_writable(path)?)))
+        Ok(Target::open_vhd(path)?)
     }
 }

@@ -8,10 +8,10 @@ use vhd_core::{
     Layer, Lock, OpenError, ReadWrite, folder_of,
 };
 
+use crate::in_use::lock_source;
 use crate::journal::Journal;
 use crate::record::{FileId, Record};
 use crate::repository::Repository;
-use crate::run::lock_source;
 
 /// Why an image was not compacted.
 #[derive(Debug, thiserror::Error)]

@@ -22,6 +22,7 @@ use vhd_core::{
 
 use crate::delete::is_busy;
 use crate::finish::record_in;
+use crate::in_use::open_image;
 use crate::journal::Journal;
 use crate::record::{Direction, FileId, HeaderRecord, Record};
 use crate::repository::{Repository, StructureLock};
@@ -156,7 +157,7 @@ impl Repository {
     /// As [`compose`](Self::compose). The image reads as its parent lets it, by the old name or the new.
     pub(crate) fn adopt(&self, child_path: &Path, parent_path: &Path) -> Result<(), ComposeError> {
         let _structure = self.lock_structure()?;
-        let mut child = Image::open_writable(child_path)?;
+        let mut child = open_image(child_path)?;
         let parent = Image::<ReadOnly>::open(parent_path, Lock::Shared)?;
         let unique_id = parent.footer().unique_id();
         let is_its_parent = child.header().map(Header::parent_unique_id) == Some(unique_id);
@@ -269,7 +270,7 @@ impl Repository {
 }
 
 fn open_unless_used(path: &Path) -> Result<Option<Image<ReadWrite>>, OpenError> {
-    match Image::open_writable(path) {
+    match open_image(path) {
         Err(error) if is_busy(&error) => Ok(None),
         image => image.map(Some),
     }

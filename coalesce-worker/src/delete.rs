@@ -10,6 +10,7 @@ use vhd_core::{
     folder_of, sync_folder,
 };
 
+use crate::in_use::open_image;
 use crate::journal::Journal;
 use crate::record::{FileId, Record};
 use crate::repository::{Repository, StructureLock};
@@ -112,7 +113,7 @@ impl Repository {
         let is_hidden = || Ok::<_, OpenError>(Image::<ReadOnly>::open(&path, Lock::None)?.footer().hidden());
         // One that is visible was never hidden, or has been brought back since, and may hold what is new.
         if id.is_at(&path)? && is_hidden()? {
-            let image = Image::open_writable(&path)?;
+            let image = open_image(&path)?;
             if image.footer().hidden() {
                 self.hide_and_remove(image, structure)?;
             }
@@ -137,7 +138,7 @@ impl Repository {
         let mut request: Option<YieldRequest> = None;
         let start = Instant::now();
         loop {
-            match Image::open_writable(volume) {
+            match open_image(volume) {
                 Err(error) if is_busy(&error) && start.elapsed() < yielding::PATIENCE => {
                     match &request {
                         Some(request) => request.renew(),

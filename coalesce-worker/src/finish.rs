@@ -12,9 +12,9 @@ use vhd_core::{
     ByteCount, FileError, FileIdentity, FileStorage, HeaderChange, Image, ParentLink, ReadWrite, folder_of, sync_folder,
 };
 
-use crate::coalesce::first_in_use;
 use crate::delete::remove_durably;
 use crate::error::CoalesceError;
+use crate::in_use::first_in_use;
 use crate::journal::Journal;
 use crate::merge::MergeError;
 use crate::record::{Direction, FileId, HeaderRecord, MergeIntent, Record};

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use vhd_core::{FileError, Image, MetadataError, OpenError, ReadWrite, sync_folder};
 
+use crate::in_use::open_image;
 use crate::journal::Journal;
 use crate::record::Record;
 use crate::repository::{Repository, StructureLock};
@@ -146,7 +147,7 @@ impl Repository {
         if is_same_file(&displaced, &volume) {
             remove_if_there(&displaced)?;
         } else if displaced.exists() {
-            Image::open_writable(&displaced)?.set_hidden(true)?;
+            open_image(&displaced)?.set_hidden(true)?;
         }
         remove_if_there(&self.absolute(prepared))?;
         Ok(sync_folder(self.folder())?)

@@ -16,6 +16,7 @@ use crate::abort::Abort;
 use crate::coalesce::Request;
 use crate::delete::is_busy;
 use crate::error::CoalesceError;
+use crate::in_use::{lock_source, open_image};
 use crate::plan::Plan;
 use crate::record::{Direction, FileId, MergeIntent, Stamp};
 use crate::repository::Repository;
@@ -174,11 +175,6 @@ pub(crate) struct LockedRun {
     pub(crate) sources: Vec<Arc<FileStorage>>,
 }
 
-/// Locks an image that is only read.
-pub(crate) fn lock_source(path: &Path) -> Result<FileStorage, FileError> {
-    FileStorage::open_writable(path).map_err(FileError::when(path, "lock it"))
-}
-
 /// Takes the stamp of a volume.
 pub(crate) fn stamp(volume: &Path) -> Result<Option<Stamp>, FileError> {
     Stamp::of(volume).map_err(FileError::when(volume, "tell when it was changed"))
@@ -255,7 +251,7 @@ pub(crate) fn open_child(
     unique_id: Uuid,
     path: &Path,
 ) -> Result<Option<Image<vhd_core::ReadWrite>>, CoalesceError> {
-    let child = match Image::open_writable(path) {
+    let child = match open_image(path) {
         Err(error) if is_busy(&error) => return Ok(None),
         child => child?,
     };
@@ -270,12 +266,4 @@ pub(crate) fn is_child_of<Mode>(child: &Image<Mode>, parent: &Path, unique_id: U
     let named = child.parent_paths()?.iter().find_map(|path| path.canonicalize().ok());
     let same_id = child.header().map(vhd_core::Header::parent_unique_id) == Some(unique_id);
     Ok(same_id && named.as_deref() == Some(parent))
-}
-
-/// Tells whether an image is free: no process has locked it or, if it takes no locks, has it open now; or it is gone.
-pub(crate) fn is_free(path: &Path) -> Result<bool, FileError> {
-    match FileStorage::is_in_use(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-        locked => Ok(!locked.map_err(FileError::when(path, "look whether anybody uses it"))?),
-    }
 }

@@ -21,6 +21,7 @@ use vhd_core::{
     NewImage, OpenError, ParentLink, ReadError, ReadWrite, Timestamp, create_file, folder_of, sync_folder,
 };
 
+use crate::in_use::open_image;
 use crate::journal::Journal;
 use crate::record::{FileId, Record, SnapshotIntent};
 use crate::repository::{Repository, StructureLock};
@@ -276,7 +277,7 @@ impl Repository {
             // Deleted since, and with it what the snapshot would show.
             return Ok(());
         }
-        Image::open_writable(&base)?.set_hidden(true)?;
+        open_image(&base)?.set_hidden(true)?;
         self.show_snapshot(intent)
     }
 

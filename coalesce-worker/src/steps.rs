@@ -15,10 +15,11 @@ use vhd_core::{BlockIndex, ByteCount, Container, FileStorage, Image, Layer, Read
 use crate::abort::Abort;
 use crate::coalesce::free_space;
 use crate::error::CoalesceError;
+use crate::in_use::{is_free, lock_source};
 use crate::plan::{Plan, Unit};
 use crate::record::Direction;
 use crate::repository::Repository;
-use crate::run::{Neighbours, Run, is_free, lock_source};
+use crate::run::{Neighbours, Run};
 
 /// Space that is left for journals and whatever else needs some.
 const RESERVE: ByteCount = ByteCount(1 << 20);

@@ -12,10 +12,11 @@ use vhd_core::{ByteCount, FileError, FolderError};
 use crate::abort::{Abort, Aborted};
 use crate::coalesce::{Request, free_space};
 use crate::error::CoalesceError;
+use crate::in_use::is_free;
 use crate::merge::MergeError;
 use crate::record::{Direction, MergeIntent};
 use crate::repository::Repository;
-use crate::run::{Run, is_free};
+use crate::run::Run;
 use crate::status::{Isolated, Scan, Waiting};
 use crate::steps::{can_release, fitting};
 

@@ -9,6 +9,8 @@ use vhd_core::{
     SectorRange, StorageError, WriteError,
 };
 
+use crate::in_use::{open_image, open_unused};
+
 /// The image at the bottom of a run, open for writing and locked.
 #[derive(Debug)]
 pub(crate) enum Target {
@@ -24,7 +26,7 @@ impl Target {
     /// # Errors
     /// As [`Image::open_writable`].
     pub(crate) fn open_vhd(path: &Path) -> Result<Self, OpenError> {
-        Ok(Self::Vhd(Box::new(Image::open_writable(path)?)))
+        Ok(Self::Vhd(Box::new(open_image(path)?)))
     }
 
     /// As [`open_vhd`](Self::open_vhd), but programs that take no locks may have it open.
@@ -40,7 +42,7 @@ impl Target {
     /// # Errors
     /// What the system answers, as a storage error.
     pub(crate) fn open_raw(path: &Path) -> Result<Self, StorageError> {
-        Self::raw(path, FileStorage::open_writable(path))
+        Self::raw(path, open_unused(path))
     }
 
     /// As [`open_raw`](Self::open_raw), but programs that take no locks may have it open.

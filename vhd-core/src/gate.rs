@@ -18,7 +18,7 @@ use crate::header::Header;
 use crate::locator::{self, MAX_LOCATOR_LENGTH};
 use crate::new_file::folder_of;
 pub(crate) use crate::storage::FileIdentity;
-use crate::storage::{Container, FileStorage, StorageError};
+use crate::storage::{Container, FileStorage, Lock, StorageError};
 
 /// Where parents may lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,11 +134,8 @@ impl Gate {
             return Err(GateError::NotAFile { path });
         }
         let path = if kind.is_block_device() { real_path(candidate).map_err(failed)? } else { path };
-        let identity = FileIdentity::of(&found).map_err(failed)?;
-        let storage = match FileStorage::leased(identity) {
-            Some(shared) => shared,
-            None => FileStorage::new(File::open(&descriptor).map_err(failed)?).map_err(failed)?,
-        };
+        let storage = FileStorage::open(&descriptor, Lock::None).map_err(failed)?;
+        let identity = storage.identity();
         Ok(Admitted { container: Container::new(path, Arc::new(storage)), identity })
     }
 }

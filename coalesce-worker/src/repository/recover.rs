@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vhd_core::{
-    ByteCount, Container, FileError, FileStorage, HEADER_SIZE, Image, Lock, OpenError, ReadOnly, StorageError,
+    ByteCount, Container, FileError, HEADER_SIZE, Image, Lock, OpenError, ReadOnly, StorageError,
     sync_folder,
 };
 
@@ -19,10 +19,11 @@ use crate::compose::ComposeError;
 use crate::delete::DeleteError;
 use crate::error::CoalesceError;
 use crate::finish::{Finish, remove_obsolete};
+use crate::in_use::{lock_source, open_unused};
 use crate::journal::Journal;
 use crate::record::{Direction, FileId, HeaderRecord, MergeIntent, Record};
 use crate::revert::RevertError;
-use crate::run::{Run, lock_source};
+use crate::run::Run;
 use crate::snapshot::SnapshotError;
 use crate::target::Target;
 use crate::verify::holds_everything;
@@ -332,7 +333,7 @@ impl Repository {
         E: From<FileError> + From<StorageError>,
     {
         let path = self.absolute(&header.image);
-        let storage = match FileStorage::open_writable(&path) {
+        let storage = match open_unused(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Ok(Some(path)),
             storage => storage.map_err(FileError::when(&path, "open it"))?,
@@ -415,7 +416,7 @@ fn mend(path: &Path, file: &FileId, changed_from: Option<ByteCount>, shrinks: bo
     if file.unique_id.is_nil() {
         return Ok(());
     }
-    let storage = match FileStorage::open_writable(path) {
+    let storage = match open_unused(path) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy) => return Ok(()),
         storage => storage.map_err(FileError::when(path, "open it"))?,
     };

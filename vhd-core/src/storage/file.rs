@@ -6,14 +6,14 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, RwLockReadGuard, Weak};
 use std::time::{Duration, Instant};
 
 use reflink_copy::ReflinkBlockBuilder;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::lease::{self, Lease};
+use super::lease::{self, Lease, Opening};
 use super::{FileIdentity, Storage};
 use crate::units::{ByteCount, FileOffset};
 
@@ -109,6 +109,9 @@ impl FileStorage {
     /// # Errors
     /// What the system answers.
     pub fn is_in_use(path: &Path) -> io::Result<bool> {
+        if lease::is_locked(FileIdentity::at(path)?, true) {
+            return Ok(true);
+        }
         let file = match Self::open_now(path, false) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
             file => file?,
@@ -123,18 +126,12 @@ impl FileStorage {
         }
     }
 
-    /// Gives what this process has a lease of, where it is that file: to open it again would break the lease.
-    pub(crate) fn leased(identity: FileIdentity) -> Option<Self> {
-        let lease = lease::of(identity)?;
-        let file = lease.file().clone();
-        Some(Self { lease: Leased::Shared(Arc::downgrade(&lease)), file, identity, is_device: false })
-    }
-
+    /// Opens a file once, or gives the descriptor that this process has a lease of: to open it again would break that.
     fn open_now(path: &Path, write: bool) -> io::Result<Self> {
-        if lease::are_there_any()
-            && let Some(shared) = Self::leased(FileIdentity::at(path)?)
-        {
-            return Ok(shared);
+        let opening = Opening::begin();
+        if let Some(lease) = opening.lease_of(path)? {
+            let (file, identity) = (lease.file().clone(), lease.identity());
+            return Ok(Self { lease: Leased::Shared(Arc::downgrade(&lease)), file, identity, is_device: false });
         }
         // O_NONBLOCK: a FIFO must be refused, not waited for.
         let flags = OFlags::NONBLOCK.bits().cast_signed();
@@ -160,6 +157,15 @@ impl FileStorage {
     fn open_locked(path: &Path, write: bool, lock: Lock) -> io::Result<Self> {
         let mut patience = LOCK_PATIENCE;
         loop {
+            // To open a file that another process holds would have it stop and look who comes.
+            if lock != Lock::None && lease::is_locked(FileIdentity::at(path)?, lock == Lock::Exclusive) {
+                if patience.is_zero() {
+                    return Err(busy("in use by another process (locked)"));
+                }
+                std::thread::sleep(LOCK_STEP);
+                patience = patience.saturating_sub(LOCK_STEP);
+                continue;
+            }
             let storage = Self::open_file(path, write)?;
             let locked = match lock {
                 Lock::None => return Ok(storage),
@@ -199,11 +205,11 @@ impl FileStorage {
         }
     }
 
-    /// Refuses a change where another program has been waiting for the file.
-    fn check_alone(&self) -> io::Result<()> {
+    /// Begins a change; it is refused where another program has opened the file.
+    fn begin_change(&self) -> io::Result<Option<RwLockReadGuard<'_, ()>>> {
         match &self.lease {
-            Leased::Own(lease) => lease.check(),
-            Leased::No | Leased::Shared(_) => Ok(()),
+            Leased::Own(lease) => lease.begin_change().map(Some),
+            Leased::No | Leased::Shared(_) => Ok(None),
         }
     }
 
@@ -257,12 +263,12 @@ impl Storage for FileStorage {
     }
 
     fn write_at(&self, buf: &[u8], at: FileOffset) -> io::Result<()> {
-        self.check_alone()?;
+        let _change = self.begin_change()?;
         self.file.write_all_at(buf, at.0)
     }
 
     fn set_len(&self, len: ByteCount) -> io::Result<()> {
-        self.check_alone()?;
+        let _change = self.begin_change()?;
         if !self.is_device {
             return self.file.set_len(len.0);
         }
@@ -281,7 +287,7 @@ impl Storage for FileStorage {
     }
 
     fn punch_hole(&self, at: FileOffset, length: ByteCount) -> io::Result<bool> {
-        self.check_alone()?;
+        let _change = self.begin_change()?;
         if length.0 == 0 {
             return Ok(true);
         }
@@ -334,7 +340,7 @@ impl Storage for FileStorage {
     }
 
     fn clone_range(&self, source: &dyn Storage, from: FileOffset, to: FileOffset, length: ByteCount) -> io::Result<()> {
-        self.check_alone()?;
+        let _change = self.begin_change()?;
         let (source, target) = self.pair(source)?;
         let Some(count) = NonZeroU64::new(length.0) else { return Ok(()) };
         let request = || ReflinkBlockBuilder::new(source, target, count).from_offset(from.0).to_offset(to.0);
@@ -345,7 +351,7 @@ impl Storage for FileStorage {
     }
 
     fn copy_range(&self, source: &dyn Storage, from: FileOffset, to: FileOffset, length: ByteCount) -> io::Result<()> {
-        self.check_alone()?;
+        let _change = self.begin_change()?;
         let (source, target) = self.pair(source)?;
         let (mut from, mut to, end) = (from.0, to.0, from.0 + length.0);
         while from < end {

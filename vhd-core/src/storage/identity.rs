@@ -37,6 +37,12 @@ impl FileIdentity {
         Self { device: DeviceNumber(metadata.dev()), inode: metadata.ino() }
     }
 
+    /// What `/proc/locks` calls it.
+    pub(super) fn in_locks(&self) -> String {
+        let (major, minor) = (rustix::fs::major(self.device.0), rustix::fs::minor(self.device.0));
+        format!("{major:02x}:{minor:02x}:{}", self.inode)
+    }
+
     /// Where it is.
     pub fn device(&self) -> DeviceNumber {
         self.device

@@ -1,8 +1,8 @@
-//! Who has a file open: the kernel's word, and its announcement when somebody comes.
+//! Who has a file open: the kernel's word, and its announcement when a program comes.
 //!
 //! The programs that serve disks take no `flock`. A *lease* tells of them all the same: the kernel grants one for writing
-//! only while no other descriptor of the file is open on this host. From then on whoever opens the file is held up, for
-//! [`patience`](PATIENCE) at most, until the lease is given back.
+//! only while no other descriptor of the file is open on this host. From then on a program that opens the file is held up,
+//! for 45 seconds at most, until the lease is given back.
 //!
 //! ```text
 //!   we:    open ── lease ── write … write ── (wanted) ── close what is open ── give the lease back
@@ -12,10 +12,13 @@
 //! The kernel counts descriptors and not processes. So a process that holds a lease opens the file no second time: who
 //! asks for it gets the descriptor that is there. That is why there is one list of leases for the process.
 //!
+//! Other processes of this library open files without waiting (`O_NONBLOCK`), which breaks a lease, too. They only look, and
+//! try again. So where nothing waits for the file, writes pause, the lease is given back for a moment, and taken anew.
+//!
 //! Where there are no leases (block devices, some file systems), and where a second descriptor belongs to this process,
 //! the descriptors of all processes are looked through in `/proc`.
 //!
-//! Source: fcntl(2), "Leases"; proc(5).
+//! Source: fcntl(2), "Leases"; proc(5); Linux, fs/locks.c, for what `/proc/locks` says of leases.
 
 #![expect(unsafe_code, reason = "no safe call takes a lease")]
 
@@ -26,7 +29,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -40,25 +43,34 @@ const F_SETSIG: libc::c_int = 10;
 /// How long after a lease is wanted back writes still pass, which bring what is open to an end. The kernel takes the lease
 /// away after `/proc/sys/fs/lease-break-time`, 45 seconds if nobody has changed that.
 const GRACE: Duration = Duration::from_secs(15);
+/// What the kernel tells of locks and leases.
+const LOCKS: &str = "/proc/locks";
+/// How long those are let in who only look, and how long one of them may take.
+const LOOK: Duration = Duration::from_millis(5);
+const LOOKERS: Duration = Duration::from_millis(200);
 /// How often the kernel is asked whether a lease is wanted back, and how often `/proc` is looked through without one.
 const LOOK_AT_LEASE: Duration = Duration::from_millis(10);
 const LOOK_THROUGH_PROCESSES: Duration = Duration::from_secs(1);
 
-/// The leases of this process.
-static LEASED: LazyLock<Mutex<HashMap<FileIdentity, Weak<Lease>>>> = LazyLock::new(Mutex::default);
+/// The leases of this process. Held for reading while a file is opened: so it is either seen to be leased, or opened before
+/// a lease of it is asked for.
+static LEASED: LazyLock<RwLock<HashMap<FileIdentity, Weak<Lease>>>> = LazyLock::new(RwLock::default);
 
-fn leased() -> MutexGuard<'static, HashMap<FileIdentity, Weak<Lease>>> {
-    LEASED.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// Keeps leases from being taken while this process opens a file.
+pub(super) struct Opening(RwLockReadGuard<'static, HashMap<FileIdentity, Weak<Lease>>>);
 
-/// Gives the lease that this process has of a file.
-pub(super) fn of(identity: FileIdentity) -> Option<Arc<Lease>> {
-    leased().get(&identity)?.upgrade()
-}
+impl Opening {
+    pub(super) fn begin() -> Self {
+        Self(LEASED.read().unwrap_or_else(PoisonError::into_inner))
+    }
 
-/// Tells whether this process has any lease.
-pub(super) fn are_there_any() -> bool {
-    !leased().is_empty()
+    /// Gives the lease that this process has of the file at `path`.
+    pub(super) fn lease_of(&self, path: &Path) -> io::Result<Option<Arc<Lease>>> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        Ok(self.0.get(&FileIdentity::at(path)?).and_then(Weak::upgrade))
+    }
 }
 
 /// What a file is held by against other programs.
@@ -72,6 +84,10 @@ pub(super) struct Lease {
     /// The last look that found nobody else, in milliseconds after that.
     alone: AtomicU64,
     wanted: AtomicBool,
+    /// Another program has the file open: nothing may be written any more.
+    lost: AtomicBool,
+    /// Held for reading by each change of the file.
+    writes: RwLock<()>,
 }
 
 impl Lease {
@@ -80,6 +96,7 @@ impl Lease {
     /// # Errors
     /// Neither leases nor `/proc` can be had, so that nothing tells.
     pub(super) fn take(file: &Arc<File>, identity: FileIdentity) -> io::Result<Option<Arc<Self>>> {
+        let mut leased = LEASED.write().unwrap_or_else(PoisonError::into_inner);
         let granted = match set_lease(file, libc::F_WRLCK) {
             Ok(()) => true,
             Err(Errno::AGAIN) if !is_open_twice_here(identity)? => return Ok(None),
@@ -92,10 +109,18 @@ impl Lease {
             }
             Err(errno) => return Err(errno.into()),
         };
-        let (alone, wanted) = (AtomicU64::new(0), AtomicBool::new(false));
-        let lease = Arc::new(Self { file: file.clone(), identity, granted, taken: Instant::now(), alone, wanted });
+        let lease = Arc::new(Self {
+            file: file.clone(),
+            identity,
+            granted,
+            taken: Instant::now(),
+            alone: AtomicU64::new(0),
+            wanted: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+            writes: RwLock::new(()),
+        });
         if granted {
-            leased().insert(identity, Arc::downgrade(&lease));
+            leased.insert(identity, Arc::downgrade(&lease));
         }
         Ok(Some(lease))
     }
@@ -105,6 +130,11 @@ impl Lease {
         &self.file
     }
 
+    /// The file.
+    pub(super) fn identity(&self) -> FileIdentity {
+        self.identity
+    }
+
     /// Tells whether another program wants to have the file, or has it.
     pub(super) fn is_wanted(&self) -> bool {
         let pause = if self.granted { LOOK_AT_LEASE } else { LOOK_THROUGH_PROCESSES };
@@ -112,8 +142,12 @@ impl Lease {
             return self.wanted.load(Ordering::Relaxed);
         }
         let now = self.taken.elapsed();
-        // What cannot be told is not relied on.
-        let wanted = if self.granted { is_broken(&self.file) } else { is_open_elsewhere(&self.file).unwrap_or(true) };
+        let wanted = if self.granted {
+            is_broken(&self.file) && (is_waited_for(self.identity) || !self.renew())
+        } else {
+            // What cannot be told is not relied on.
+            is_open_elsewhere(&self.file).unwrap_or(true)
+        };
         if wanted {
             self.wanted.store(true, Ordering::Relaxed);
         } else {
@@ -122,24 +156,48 @@ impl Lease {
         wanted
     }
 
+    /// Lets those have a look who have not waited, and takes the lease anew; tells whether nobody stays. Nothing is written
+    /// meanwhile.
+    fn renew(&self) -> bool {
+        let _paused = self.writes.write().unwrap_or_else(PoisonError::into_inner);
+        if !is_broken(&self.file) {
+            // Another thread has taken it anew.
+            return true;
+        }
+        let _ = set_lease(&self.file, libc::F_UNLCK);
+        let start = Instant::now();
+        while start.elapsed() < LOOKERS {
+            std::thread::sleep(LOOK);
+            let _opening_waits = LEASED.write().unwrap_or_else(PoisonError::into_inner);
+            if set_lease(&self.file, libc::F_WRLCK).is_ok() {
+                return true;
+            }
+        }
+        self.lost.store(true, Ordering::Release);
+        false
+    }
+
     /// How long ago nobody else had or wanted the file for the last time.
     fn not_looked_for(&self) -> Duration {
         self.taken.elapsed().saturating_sub(Duration::from_millis(self.alone.load(Ordering::Relaxed)))
     }
 
-    /// Refuses a change of a file that another program has been waiting for too long.
-    pub(super) fn check(&self) -> io::Result<()> {
-        if self.is_wanted() && self.not_looked_for() > GRACE.min(break_time() / 2) {
+    /// Begins a change of the file, which ends when the answer is dropped; refuses one of a file that another program has
+    /// open, or has been waiting for too long.
+    pub(super) fn begin_change(&self) -> io::Result<RwLockReadGuard<'_, ()>> {
+        let waited_too_long = self.is_wanted() && self.not_looked_for() > GRACE.min(break_time() / 2);
+        let change = self.writes.read().unwrap_or_else(PoisonError::into_inner);
+        if waited_too_long || self.lost.load(Ordering::Acquire) {
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another program has opened it meanwhile"));
         }
-        Ok(())
+        Ok(change)
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         if self.granted {
-            leased().remove(&self.identity);
+            LEASED.write().unwrap_or_else(PoisonError::into_inner).remove(&self.identity);
             // Where the kernel has taken it away already, there is nothing to give back.
             let _ = set_lease(&self.file, libc::F_UNLCK);
         }
@@ -157,6 +215,23 @@ fn set_lease(file: &File, kind: libc::c_int) -> Result<(), Errno> {
 fn is_broken(file: &File) -> bool {
     // SAFETY: the descriptor is open as long as `file` is borrowed, and the command takes nothing.
     unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLEASE) != libc::F_WRLCK }
+}
+
+/// Tells whether a program waits in its call to open a file that is leased. What cannot be told may be so.
+fn is_waited_for(identity: FileIdentity) -> bool {
+    let Ok(locks) = fs::read_to_string(LOCKS) else { return true };
+    let name = identity.in_locks();
+    locks.lines().any(|line| line.contains("BREAKER") && line.split_ascii_whitespace().any(|field| field == name))
+}
+
+/// Tells whether a process has locked a file (`flock`) against `exclusive` use, or any; what `/proc` does not tell is no.
+pub(super) fn is_locked(identity: FileIdentity, exclusive: bool) -> bool {
+    let Ok(locks) = fs::read_to_string(LOCKS) else { return false };
+    let name = identity.in_locks();
+    locks.lines().any(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        fields.get(1) == Some(&"FLOCK") && (exclusive || fields.contains(&"WRITE")) && fields.contains(&name.as_str())
+    })
 }
 
 /// How long the kernel lets who wants a file wait.

@@ -144,3 +144,50 @@ fn devices_are_looked_for_among_the_descriptors_of_others() {
     let error = FileStorage::open_writable(&folder.path().join("disk")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ResourceBusy, "{error}");
 }
+
+#[test]
+fn those_who_only_look_do_not_stop_a_writer() {
+    let (_folder, path) = scene();
+    let image = Image::open_writable(&path).unwrap();
+    // As other processes of this library open files: without waiting, again and again.
+    let script = "import os, sys, time\n\
+        seen = 0\n\
+        while seen < 3:\n\
+        \x20   try:\n\
+        \x20       os.close(os.open(sys.argv[1], os.O_RDONLY | os.O_NONBLOCK)); seen += 1\n\
+        \x20   except BlockingIOError:\n\
+        \x20       time.sleep(0.002)\n";
+    let mut looker = Command::new("python3").args(["-c", script]).arg(&path).spawn().unwrap();
+    let mut block = 0;
+    until("it has had its looks", || {
+        block += 1;
+        image.write(sectors(block % 4096, 1), &[3; 512]).unwrap();
+        assert!(!image.container().is_wanted());
+        looker.try_wait().unwrap().is_some_and(|status| status.success())
+    });
+    image.close().unwrap();
+}
+
+#[test]
+fn one_who_stays_without_having_waited_stops_a_writer_at_once() {
+    let (_folder, path) = scene();
+    let image = Image::open_writable(&path).unwrap();
+    image.write(sectors(8, 1), &[1; 512]).unwrap();
+    image.flush().unwrap();
+    let script = "import os, sys, time\n\
+        while True:\n\
+        \x20   try:\n\
+        \x20       os.open(sys.argv[1], os.O_RDWR | os.O_NONBLOCK); break\n\
+        \x20   except BlockingIOError:\n\
+        \x20       time.sleep(0.002)\n\
+        time.sleep(1000)\n";
+    let _opener = Opener(Command::new("python3").args(["-c", script]).arg(&path).spawn().unwrap());
+    let mut block = 0;
+    until("it is refused", || {
+        block += 1;
+        image.write(sectors(4096 + block, 1), &[3; 512]).is_err()
+    });
+    assert!(image.container().is_wanted());
+    drop(image);
+    assert_eq!(Image::open(&path, Lock::None).unwrap().allocated_blocks().count(), 1, "what was durable is there");
+}
