@@ -230,7 +230,10 @@ impl From<StreamError> for CommandError {
 impl From<OpenError> for CommandError {
     fn from(error: OpenError) -> Self {
         let hint = match &error {
-            OpenError::Footer { .. } | OpenError::Header { .. } | OpenError::Outside { .. } => {
+            OpenError::Footer { .. }
+            | OpenError::Header { .. }
+            | OpenError::Outside { .. }
+            | OpenError::FixedShort { .. } => {
                 Some("is the file whole, and a VHD? Restore it from a copy if it was one")
             }
             OpenError::Overlap { .. } | OpenError::Block(ReadError::Block { .. }) => Some(

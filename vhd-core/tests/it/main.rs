@@ -15,6 +15,7 @@ mod link;
 mod matrix;
 mod repair;
 mod resize;
+mod short;
 mod storage;
 mod write;
 
