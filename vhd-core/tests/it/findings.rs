@@ -170,6 +170,7 @@ const DIFFERENCING: &[(&str, Damage)] = &[
         b[at..at + 8].fill(0xff);
     }),
     ("locator-differs", |b| header(b, 64, b"\0q")),
+    ("locator-bytes", |b| footers(b, 32..36, &0x0001_0001_u32.to_be_bytes())),
     ("locator-none", |b| {
         header(b, 64, &[0; 512]);
         header(b, LOCATOR, &[0; 192]);
