@@ -96,6 +96,14 @@ pub(crate) enum Refusal {
         /// The image.
         path: PathBuf,
     },
+    /// It holds a disk, or other files, in a format of its own.
+    #[error("{}: is {name}, not the bytes of a disk", path.display())]
+    Container {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        name: &'static str,
+    },
     /// No field of the image has that name.
     #[error("Unknown key {key}. Known keys are: {known}")]
     Key {

@@ -86,9 +86,15 @@ fn is_refused_unless_asked_for(at: &Path, name: &str, told: &str, help: &str) {
     refused(at, &[&delta[..], &[name]].concat(), 5, &parts("--relative-format raw"));
     let bytes = fs::read(at.join(name)).unwrap();
     let serve = ["serve", "--destination", "out/x"];
-    let output = command(at, &serve).write_stdin(&bytes[..]).assert().code(5).get_output().clone();
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains(told[0].split_once(": ").unwrap().1) && error.contains("--source-format raw"), "{error}");
+    // What only its end shows cannot be told in a stream before that is written.
+    if name != "dmg" {
+        let output = command(at, &serve).write_stdin(&bytes[..]).assert().code(5).get_output().clone();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            error.contains(told[0].split_once(": ").unwrap().1) && error.contains("--source-format raw"),
+            "{error}"
+        );
+    }
     assert_eq!(names(&at.join("out")), [""; 0], "{name}");
 
     done(at, &[&convert[..], &["--from", "raw"]].concat());
