@@ -256,6 +256,15 @@ fn each_kind_is_found_where_it_is() {
     assert_eq!(tried, all, "every kind has a damage that gives it");
 }
 
+/// Windows writes the whole path of the parent into the header, and names in the locators.
+#[test]
+fn a_path_in_the_header_is_no_other_name() {
+    let mut bytes = differencing();
+    let path: Vec<u8> = r"C:\disks\parent.vhd".encode_utf16().flat_map(u16::to_be_bytes).collect();
+    header(&mut bytes, 64, &path);
+    assert_eq!(codes(&findings(bytes)), ["block-size"]);
+}
+
 #[test]
 fn the_table_of_kinds_is_in_the_documents() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/findings.md");

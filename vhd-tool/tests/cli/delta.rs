@@ -29,7 +29,7 @@ fn contents() -> BTreeMap<&'static str, Vec<u8>> {
 }
 
 fn number(bytes: &[u8], at: usize) -> usize {
-    u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
+    u32::from_be_bytes(bytes[at..at + 4].try_into().expect("they are four")) as usize
 }
 
 /// The blocks of an image: each one's bitmap and data.
@@ -221,7 +221,7 @@ fn zeros_that_a_source_has_stored_are_left_out() {
 
 /// Changes the header or both footers of an image, checksums included.
 fn patched(path: &Path, change: impl Fn(&mut [u8], &mut [u8])) {
-    let mut image = fs::read(path).unwrap();
+    let mut image = fs::read(path).expect("the image is there");
     let mut header = image[512..1536].to_vec();
     let mut footer = image[..512].to_vec();
     change(&mut header, &mut footer);
@@ -231,7 +231,7 @@ fn patched(path: &Path, change: impl Fn(&mut [u8], &mut [u8])) {
     image[512..1536].copy_from_slice(&header);
     image[..512].copy_from_slice(&footer);
     image[end..].copy_from_slice(&footer);
-    fs::write(path, image).unwrap();
+    fs::write(path, image).expect("the folder is writable");
 }
 
 /// Xen Orchestra relinks a child by its header alone, and keeps the creator without the batmap.

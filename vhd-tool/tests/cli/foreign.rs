@@ -72,9 +72,10 @@ fn made(folder: &Path) -> Vec<(&'static str, &'static str, &'static str)> {
 
 /// Holds every command that takes a raw file to it.
 fn is_refused_unless_asked_for(at: &Path, name: &str, told: &str, help: &str) {
+    let told_of = told;
     let told = [&format!("{name}: is {told}"), help];
     let parts = |option: &'static str| [&told[..], &[option]].concat();
-    fs::create_dir(at.join("out")).unwrap();
+    fs::create_dir(at.join("out")).expect("the folder is writable");
     let convert = ["convert", name, "out/x", "--to", "raw"];
     refused(at, &convert, 5, &parts("--from raw"));
     let stream = ["stream", "--source", name, "--destination", "out/x"];
@@ -84,31 +85,28 @@ fn is_refused_unless_asked_for(at: &Path, name: &str, told: &str, help: &str) {
     let delta =
         ["stream", "--source", "disk", "--destination-format", "vhd", "--destination", "out/x", "--relative-to"];
     refused(at, &[&delta[..], &[name]].concat(), 5, &parts("--relative-format raw"));
-    let bytes = fs::read(at.join(name)).unwrap();
+    let bytes = fs::read(at.join(name)).expect("the file is there");
     let serve = ["serve", "--destination", "out/x"];
     // What only its end shows cannot be told in a stream before that is written.
     if name != "dmg" {
         let output = command(at, &serve).write_stdin(&bytes[..]).assert().code(5).get_output().clone();
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert!(
-            error.contains(told[0].split_once(": ").unwrap().1) && error.contains("--source-format raw"),
-            "{error}"
-        );
+        let error = String::from_utf8(output.stderr).expect("the program prints UTF-8");
+        assert!(error.contains(&format!("is {told_of}")) && error.contains("--source-format raw"), "{error}");
     }
     assert_eq!(names(&at.join("out")), [""; 0], "{name}");
 
     done(at, &[&convert[..], &["--from", "raw"]].concat());
     same(at, "out/x", name);
     done(at, &["compare", "out/x", name, "--a-format", "raw", "--b-format", "raw"]);
-    fs::remove_file(at.join("out/x")).unwrap();
+    fs::remove_file(at.join("out/x")).expect("it was made");
     done(at, &[&stream[..], &["--source-format", "raw"]].concat());
     same(at, "out/x", name);
-    fs::remove_file(at.join("out/x")).unwrap();
+    fs::remove_file(at.join("out/x")).expect("it was made");
     command(at, &[&serve[..], &["--source-format", "raw"]].concat()).write_stdin(&bytes[..]).assert().success();
     same(at, "out/x", name);
-    fs::remove_file(at.join("out/x")).unwrap();
+    fs::remove_file(at.join("out/x")).expect("it was made");
     done(at, &[&delta[..], &[name, "--relative-format", "raw"]].concat());
-    fs::remove_dir_all(at.join("out")).unwrap();
+    fs::remove_dir_all(at.join("out")).expect("it was made");
 }
 
 #[test]
