@@ -6,7 +6,7 @@ use std::path::Path;
 
 use testkit::seal;
 
-use crate::program::{done, json, json_ended, refused, space, write};
+use crate::program::{done, ended, json, json_ended, refused, space, write};
 use crate::stream::{chain, raw, same, shell};
 
 const BLOCK: usize = 2 << 20;
@@ -232,6 +232,28 @@ fn patched(path: &Path, change: impl Fn(&mut [u8], &mut [u8])) {
     image[..512].copy_from_slice(&footer);
     image[end..].copy_from_slice(&footer);
     fs::write(path, image).expect("the folder is writable");
+}
+
+#[test]
+fn streams_that_count_the_room_of_locators_in_bytes_are_read_and_told_of() {
+    let folder = chain();
+    let (at, disks) = (folder.path(), contents());
+    let image = at.join("delta.vhd");
+    fs::write(&image, sent(at, "--source-format vhd --source leaf.vhd --relative-to mid.vhd")).unwrap();
+    for in_bytes in [false, true] {
+        if in_bytes {
+            patched(&image, |header, _| {
+                (0..3)
+                    .for_each(|slot| header[580 + slot * 24..584 + slot * 24].copy_from_slice(&512_u32.to_be_bytes()));
+            });
+        }
+        fs::write(at.join("copy.img"), &disks["mid"]).unwrap();
+        let serve = ["serve", "--source-format", "vhd", "--source", "delta.vhd", "--destination", "copy.img"];
+        let (_, told) = ended(at, &serve, 0);
+        assert_eq!(told.contains("room of its parent locators in bytes"), in_bytes, "{told}");
+        assert!(fs::read(at.join("copy.img")).unwrap() == disks["leaf"]);
+        assert_eq!(json_ended(at, &["check", "delta.vhd"], 0).to_string().contains("locator-bytes"), in_bytes);
+    }
 }
 
 /// Xen Orchestra relinks a child by its header alone, and keeps the creator without the batmap.
