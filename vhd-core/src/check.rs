@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::block_size::BlockSize;
-use crate::footer::{DiskType, FOOTER_SIZE};
+use crate::footer::DiskType;
 use crate::image::{Image, OpenError, ReadOnly};
 use crate::repair::journal;
 use crate::storage::{Container, FileStorage, Lock, StorageError};
@@ -183,11 +183,7 @@ fn check_footer_fields(image: &Image<ReadOnly>, report: &mut Report) -> Result<(
         let text = format!("a resize was interrupted: the tables may not match the data{journal}");
         report.add(&kind::RESIZE_UNFINISHED, Some(FileOffset(0)), text);
     }
-    let room = image.container().len()?.0 - FOOTER_SIZE.0;
-    if footer.disk_type() == DiskType::Fixed && size.0 > room {
-        let text = format!("the disk has {size} bytes by current_size, the file only {room} before its footer");
-        report.add(&kind::FIXED_SHORT, Some(FileOffset(room)), text);
-    }
+    let room = image.footer_origin().room(image.container().len()?).0;
     if footer.disk_type() == DiskType::Fixed && size.0 < room && !image.container().has_fixed_size() {
         let text = format!(
             "{} bytes between the end of the disk by current_size and the footer belong to nothing",

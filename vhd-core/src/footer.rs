@@ -327,6 +327,11 @@ impl Footer {
         self.raw.cookie == format::POISON_COOKIE
     }
 
+    /// Tells whether the image was written front to back by us: nothing else of today calls itself so.
+    pub(crate) fn is_of_stream(&self) -> bool {
+        self.raw.creator_application == format::CREATOR_TAP && self.creator_version() == format::CREATOR_WITHOUT_BATMAP
+    }
+
     /// Tells whether a batmap should follow the BAT.
     pub fn promises_batmap(&self) -> bool {
         self.raw.creator_application == format::CREATOR_TAP && self.creator_version() >= format::CREATOR_BATMAP

@@ -201,10 +201,46 @@ impl<Mode> Image<Mode> {
             tables.set_file_len(self.container.len()?);
             fault = tables.fault_of(place);
         }
+        if fault.is_none() && self.may_be_cut(tables, place) {
+            let room = open::room_in(&self.container)?;
+            // Its bitmap is not whole, and the footer's bits would tell what it holds.
+            fault = (place.data > room).then_some(BlockFault::BeyondEnd { len: ByteCount(room.0) });
+        }
         match fault {
             None => Ok(place),
             Some(fault) => Err(ReadError::Block { path: self.path().into(), block, place: place.bitmap, fault }),
         }
+    }
+
+    /// Tells whether a block may reach over the footer or the end of the file.
+    fn may_be_cut(&self, tables: &Tables, place: BlockPlace) -> bool {
+        let end = place.data + tables.header.block_size().bytes() + FOOTER_SIZE;
+        end.0 > tables.file_len().0
+    }
+
+    /// As [`resolve_block`], for a block that the footer or the end of the file may cut short: sectors that it holds there
+    /// are lost, and what is there instead is none of the guest's.
+    pub(crate) fn resolve_in_block(
+        &self,
+        tables: &Tables,
+        piece: SectorRange,
+        (block, place): (BlockIndex, BlockPlace),
+        bits: &BlockBits<'_>,
+        extents: &mut Extents,
+    ) -> Result<(), ReadError> {
+        let start = tables.header.block_size().sectors_of(block).start;
+        if self.may_be_cut(tables, place)
+            && let Some(last) = bits.last_set(piece, start)
+        {
+            let end = place.data + SectorCount(last.0 + 1 - start.0).bytes();
+            let room = open::room_in(&self.container)?;
+            if end > room {
+                let fault = BlockFault::CutShort { end, room };
+                return Err(ReadError::Block { path: self.path().into(), block, place: place.bitmap, fault });
+            }
+        }
+        resolve_block(piece, start, place.data, bits, self.absent(), extents);
+        Ok(())
     }
 
     /// Lists the blocks of the disk that the BAT on disk allocates, in order; blocks that cannot be are errors.
@@ -256,8 +292,7 @@ impl Image<ReadOnly> {
                     tables.read_bits(&self.container, SectorRange::between(piece.start, end), place)?
                 }
             };
-            let start = block_size.sectors_of(block).start;
-            resolve_block(piece, start, place.data, &bits, self.absent(), extents);
+            self.resolve_in_block(tables, piece, (block, place), &bits, extents)?;
             read = Some((block, bits));
         }
         Ok(())

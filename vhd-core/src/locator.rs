@@ -100,7 +100,7 @@ impl LocatorEntry {
         }
         let raw_space = raw.data_space.get();
         // The specification counts sectors in one place and bytes in another, and so do writers.
-        let space = if raw_space < 512 { u64::from(raw_space) * SECTOR_SIZE } else { u64::from(raw_space) };
+        let space = u64::from(raw_space) * if raw_space < 512 { SECTOR_SIZE } else { 1 };
         Some(Self {
             code: PlatformCode::from_bytes(raw.platform_code),
             space: ByteCount(space),
@@ -114,6 +114,16 @@ impl LocatorEntry {
     /// The room as stored: bytes, or sectors where it is below 512.
     pub fn stored_space(&self) -> u32 {
         self.raw_space
+    }
+
+    /// The same with its room counted in sectors, as in streams: Xen Orchestra reads nothing else.
+    pub(crate) fn in_sectors(self) -> Self {
+        Self { raw_space: self.raw_space / SECTOR_SIZE as u32, ..self }
+    }
+
+    /// Tells whether the room is stored in bytes.
+    pub(crate) fn counts_bytes(&self) -> bool {
+        u64::from(self.raw_space) >= SECTOR_SIZE
     }
 
     /// Where its room ends, or its text where that is longer; `None` for one that does not lie within the file.

@@ -98,7 +98,7 @@ pub enum TakenBack {
     Interrupted,
 }
 
-/// Warnings that no image keeps which has been repaired.
+/// What is no error, and no image keeps that has been repaired.
 const MENDED: [&str; 8] = [
     "footer-511",
     "footer-copy-lost",
@@ -299,7 +299,7 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// Checks what has become of the image: no error may be left, no warning of what a repair mends, and none that was
+    /// Checks what has become of the image: no error may be left, nothing that a repair mends, and no warning that was
     /// not there before.
     fn finish(&mut self, before: &check::Report) -> Result<(), RepairError> {
         let after = check::container(self.container.clone())?;
@@ -307,9 +307,10 @@ impl<'a> Plan<'a> {
         // What stands in the way of all else may have hidden it.
         let was_hidden = HIDING.iter().any(|code| before.contains(code));
         let is_wrong = |finding: &&Finding| match finding.severity {
+            _ if MENDED.contains(&finding.code) => true,
             Severity::Info => false,
             Severity::Error => true,
-            Severity::Warning => MENDED.contains(&finding.code) || !was_hidden && !before.contains(&finding.code),
+            Severity::Warning => !was_hidden && !before.contains(&finding.code),
         };
         let wrong: Vec<_> = after.findings().iter().filter(is_wrong).cloned().collect();
         if !wrong.is_empty() {

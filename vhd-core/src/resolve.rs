@@ -72,6 +72,16 @@ pub(crate) struct BlockBits<'a> {
     pub(crate) first_bit: u32,
 }
 
+impl BlockBits<'_> {
+    /// The last sector of `piece` whose bit is set, in the block whose first sector is `block_start`.
+    pub(crate) fn last_set(&self, piece: SectorRange, block_start: Sector) -> Option<Sector> {
+        let bit_of = |sector: Sector| (sector - block_start).0 as u32 - self.first_bit;
+        let (start, end) = (bit_of(piece.start), bit_of(piece.end));
+        let last = self.bits.runs(start..end).filter(|(_, set)| *set).last()?.0.end;
+        Some(Sector(piece.start.0 + u64::from(last - 1 - start)))
+    }
+}
+
 /// Resolves `piece`, all of it in the block whose first sector is `block_start` and whose data is at `data`.
 pub(crate) fn resolve_block(
     piece: SectorRange,

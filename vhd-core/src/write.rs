@@ -21,7 +21,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::bitmap::Bitmap;
 use crate::block_size::{BlockPlace, BlockSize};
 use crate::image::{FooterOrigin, Image, OpenError, ReadError, Tables};
-use crate::resolve::{BlockBits, Extents, Source, resolve_block};
+use crate::resolve::{BlockBits, Extents, Source};
 use crate::storage::{Container, StorageError};
 use crate::units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, SectorCount, SectorRange};
 
@@ -132,8 +132,7 @@ impl Image<ReadWrite> {
                 None => extents.push(piece, self.absent()),
                 Some(state) => {
                     let present = BlockBits { bits: Cow::Borrowed(&state.bitmap), first_bit: 0 };
-                    let start = block_size.sectors_of(block).start;
-                    resolve_block(piece, start, state.place.data, &present, self.absent(), extents);
+                    self.resolve_in_block(tables, piece, (block, state.place), &present, extents)?;
                 }
             }
         }

@@ -170,7 +170,7 @@ fn footers() {
             &[
                 (0, Refused("disk type is 0")),
                 (1, Refused("disk type is 1")),
-                (2, Refused("the data of the fixed disk")),
+                (2, Refused("the fixed disk has 262144 bytes, but the file only")),
                 (4, Opened),
                 (5, Refused("disk type is 5")),
                 (u64::MAX, Refused("disk type is 4294967295")),
@@ -189,10 +189,13 @@ fn fixed_disks() {
         (0, Opened),
         (1, Opened),
         (256 << 10, Opened),
-        (257 << 10, Refused("the data of the fixed disk at offset 0 would end at 263168, but the file ends at")),
-        (2040 * GIB, Refused("would end at 2190433320960")),
-        (u64::MAX - 511, Refused("would end at 18446744073709551104")),
-        (u64::MAX, Refused("would end at 18446744073709551615")),
+        (
+            257 << 10,
+            Refused("the fixed disk has 263168 bytes, but the file only 262144 before its footer: 1024 are missing"),
+        ),
+        (2040 * GIB, Refused("the fixed disk has 2190433320960 bytes")),
+        (u64::MAX - 511, Refused("the fixed disk has 18446744073709551104 bytes")),
+        (u64::MAX, Refused("the fixed disk has 18446744073709551615 bytes")),
     ] {
         check(&format!("fixed {value}"), &with(made(NewKind::Fixed), &footer(48, 8), value), expected);
     }

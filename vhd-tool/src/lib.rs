@@ -12,6 +12,7 @@ mod commands;
 mod date;
 mod disk;
 mod error;
+mod foreign;
 mod nbd;
 mod output;
 mod progress;

@@ -3,7 +3,7 @@
 use super::{Report, kind};
 use crate::batmap::BatmapState;
 use crate::block_size::BlockPlace;
-use crate::image::{FooterOrigin, Image, ReadError, ReadOnly, Tables};
+use crate::image::{Image, ReadError, ReadOnly, Tables};
 use crate::layout;
 use crate::overlap::find_overlaps;
 use crate::storage::StorageError;
@@ -18,20 +18,10 @@ pub(super) fn check(image: &Image<ReadOnly>, report: &mut Report) -> Result<(), 
     check_tail(image, end_of_blocks, report)
 }
 
-/// The end of the part of the file that may hold blocks.
-fn room(image: &Image<ReadOnly>, tables: &Tables) -> FileOffset {
-    let footer = match image.footer_origin() {
-        FooterOrigin::End => 512,
-        FooterOrigin::End511 => 511,
-        FooterOrigin::Start => 0,
-    };
-    FileOffset(tables.file_len().0 - footer)
-}
-
 /// Checks each entry by itself; gives the end of the last block.
 fn check_places(image: &Image<ReadOnly>, tables: &Tables, report: &mut Report) -> Result<FileOffset, StorageError> {
     let size = tables.header.block_size();
-    let room = room(image, tables);
+    let room = image.footer_origin().room(tables.file_len());
     let locators: Vec<_> = image.header().filter(|_| image.is_differencing()).map_or(Vec::new(), |header| {
         header
             .locators()
@@ -210,7 +200,7 @@ fn check_tail(image: &Image<ReadOnly>, end_of_blocks: FileOffset, report: &mut R
     let tables = image.tables.as_ref().expect("the caller has them");
     let locators = tables.header.locators().map(|(_, entry)| FileOffset(entry.offset.0.saturating_add(entry.space.0)));
     let used = tables.regions().map(|region| region.range.end).chain(locators).fold(end_of_blocks, FileOffset::max);
-    let room = room(image, tables);
+    let room = image.footer_origin().room(tables.file_len());
     // Alignment leaves up to 4 KiB between the last block and the footer.
     if used.0.saturating_add(4096) < room.0 {
         let text = format!("{} bytes between the last block and the footer belong to nothing", room.0 - used.0);

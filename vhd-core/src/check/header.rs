@@ -22,16 +22,13 @@ pub(super) fn explain(container: &Container, error: &OpenError, report: &mut Rep
             let odd = if odd.is_empty() { String::new() } else { format!("; cannot be so: {odd}") };
             report.add(&kind::HEADER_DAMAGED, Some(*offset), format!("{text}{odd}"));
         }
-        OpenError::Outside { offset, part, .. } if matches!(*part, "header" | "BAT") => {
+        OpenError::Outside { offset, part, .. } => {
             let field = if *part == "BAT" { "table_offset or max_table_entries" } else { "data_offset of the footer" };
             report.add(&kind::TABLE_OUTSIDE, Some(*offset), format!("{text}; says {field}"));
         }
-        OpenError::Outside { offset, .. } => {
-            report.add(
-                &kind::FIXED_SHORT,
-                Some(*offset),
-                format!("{text}; says current_size or disk_type of the footer"),
-            );
+        OpenError::FixedShort { room, .. } => {
+            let text = format!("{text}; says current_size or disk_type of the footer");
+            report.add(&kind::FIXED_SHORT, Some(*room), text);
         }
         OpenError::ShortBat { .. } => {
             let text = format!("{text}; current_size, max_table_entries or block_size is damaged");

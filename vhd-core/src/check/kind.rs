@@ -98,9 +98,9 @@ kinds! {
     BLOCK_SIZE "block-size" Info
         "Blocks are not of 2 MiB, which is all that blktap reads."
         "None needed; `vhd-tool convert --block-size 2M` for such readers."
-    BATMAP_LOST "batmap-lost" Warning
-        "The creator promises a batmap and there is none, as qemu overwrites it. blktap does not open this image."
-        "`vhd-tool repair` makes it anew from the bitmaps."
+    BATMAP_LOST "batmap-lost" Info
+        "The creator promises a batmap and there is none: qemu overwrites it, Xen Orchestra leaves it out. blktap does not open this image."
+        "`vhd-tool repair` makes it anew from the bitmaps; none needed for other readers."
     BATMAP_CHECKSUM "batmap-checksum" Warning
         "The batmap's checksum is wrong. The bitmaps say the same and are used."
         "`vhd-tool repair` makes it anew from the bitmaps."
@@ -128,9 +128,12 @@ kinds! {
     LOCATOR_TEXT "locator-text" Warning
         "A parent locator is no text of its kind."
         "`vhd-tool repair` writes the locators anew, if the parent can be found."
-    LOCATOR_DIFFERS "locator-differs" Warning
-        "A parent locator and the header name different parents: a relink may not have ended."
-        "`vhd-tool repair` finishes it: the parent is who has the unique id in the header."
+    LOCATOR_DIFFERS "locator-differs" Info
+        "A parent locator and the header name different parents: Xen Orchestra relinks by the header alone, or a relink has not ended. The unique id in the header decides."
+        "None needed; `vhd-tool repair` makes the locators name the parent that has that unique id."
+    LOCATOR_BYTES "locator-bytes" Info
+        "A streamed image counts the room of its parent locators in bytes. Xen Orchestra counts sectors there, and takes what follows for a part of the locators."
+        "None needed for other readers; `vhd-tool stream` sends it anew in sectors."
     LOCATOR_NONE "locator-none" Error
         "Nothing says where the parent is."
         "Put the parent beside the image under its old name; the header's unique id tells which it is."

@@ -6,6 +6,7 @@ use std::{fs, iter};
 use super::{Depth, Kind, Report, chain_of_causes, kind};
 use crate::chain::{Chain, ChainError, ChainOptions, ParentRefusal};
 use crate::footer::Timestamp;
+use crate::header::Header;
 use crate::image::{Image, Layer, ReadOnly};
 use crate::locator::{self, MAX_LOCATOR_LENGTH};
 use crate::storage::{Lock, StorageError};
@@ -46,17 +47,31 @@ pub(super) fn check_locators(image: &Image<ReadOnly>, report: &mut Report) -> Re
         names.extend(name.map(|name| (name.to_owned(), entry.offset)));
     }
     let in_header = header.parent_name();
-    for (name, at) in &names {
-        if !in_header.is_empty() && *name != in_header {
-            let text =
-                format!("a parent locator names {name:?}, the header {in_header:?}: a relink may not have ended");
-            report.add(&kind::LOCATOR_DIFFERS, Some(*at), text);
-        }
+    // Windows writes the whole path there.
+    let name_in_header = in_header.rsplit(['/', '\\']).next().unwrap_or_default();
+    let others: Vec<_> = names.iter().filter(|(name, _)| !in_header.is_empty() && name != name_in_header).collect();
+    if let [(name, at), ..] = others[..] {
+        let text = format!(
+            "parent locators name {name:?}, the header {in_header:?}: relinked by the header alone, or a relink has not ended"
+        );
+        report.add(&kind::LOCATOR_DIFFERS, Some(*at), text);
     }
+    check_room_of_stream(image, header, report);
     if names.is_empty() && in_header.is_empty() {
         report.add(&kind::LOCATOR_NONE, None, "nothing says where the parent is");
     }
     Ok(())
+}
+
+/// Finds locators whose room is counted in bytes where an image was streamed, for readers that count sectors there. Files
+/// that blktap writes count bytes, too, and no such reader meets those.
+fn check_room_of_stream(image: &Image<ReadOnly>, header: &Header, report: &mut Report) {
+    let in_bytes = header.locators().find(|(_, entry)| entry.counts_bytes());
+    if let Some((slot, entry)) = in_bytes.filter(|_| image.footer().is_of_stream()) {
+        let text =
+            format!("parent locator {slot}: its room is {} bytes, and is counted in sectors in streams", entry.space);
+        report.add(&kind::LOCATOR_BYTES, Some(entry.offset), text);
+    }
 }
 
 /// Checks that the parents of the image at `path` can be opened, are who their children say, and fit; and where data is

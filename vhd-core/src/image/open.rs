@@ -23,6 +23,17 @@ pub enum FooterOrigin {
     Start,
 }
 
+impl FooterOrigin {
+    /// Where the footer at the end of a file of `len` bytes begins; without one, where the file ends.
+    pub(crate) fn room(self, len: ByteCount) -> FileOffset {
+        FileOffset(len.0.saturating_sub(match self {
+            Self::End => FOOTER_SIZE.0,
+            Self::End511 => FOOTER_SIZE.0 - 1,
+            Self::Start => 0,
+        }))
+    }
+}
+
 /// Why a file cannot be opened as a VHD.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -64,6 +75,19 @@ pub enum OpenError {
         end: u128,
         /// The file's length.
         len: ByteCount,
+    },
+    /// A fixed disk has lost bytes: its footer stands where they were, or the file ends there.
+    #[error(
+        "{}: the fixed disk has {size} bytes, but the file only {room} before its footer: {} are missing",
+        path.display(), size.0 - room.0
+    )]
+    FixedShort {
+        /// The file.
+        path: PathBuf,
+        /// The size that the footer says.
+        size: ByteCount,
+        /// Where the footer begins.
+        room: FileOffset,
     },
     /// The disk has more blocks than the BAT has entries.
     #[error("{}: the disk has {blocks} blocks, but the BAT only {entries} entries", path.display())]
@@ -162,21 +186,6 @@ impl<Mode> Image<Mode> {
     }
 }
 
-impl Image<ReadOnly> {
-    /// Checks that the guest of a fixed disk cannot write over its only footer.
-    fn check_spares_footer(&self) -> Result<(), OpenError> {
-        let footer = self.container.len()?.0.saturating_sub(match self.origin {
-            FooterOrigin::End511 => 511,
-            FooterOrigin::End | FooterOrigin::Start => FOOTER_SIZE.0,
-        });
-        if self.tables.is_none() && self.sectors().bytes().0 > footer {
-            let (first, second) = ("data of the fixed disk", "footer");
-            return Err(OpenError::Tables { path: self.path().into(), first, second });
-        }
-        Ok(())
-    }
-}
-
 impl Image<ReadWrite> {
     /// Opens a file or block device for writing, locks it, and makes sure that no other program has it open. Nothing in it
     /// changes by that.
@@ -210,7 +219,6 @@ impl Image<ReadWrite> {
         }
         let checked = Image { container, footer, origin, tables, mode: ReadOnly(()) };
         checked.check_blocks()?;
-        checked.check_spares_footer()?;
         let Image { container, footer, origin, tables, .. } = checked;
         let mode = ReadWrite::new(&container, origin, tables.as_ref())?;
         Ok(Self { container, footer, origin, tables, mode })
@@ -223,7 +231,7 @@ impl Opened {
         let (footer, origin) = read_footer(&container, len)?;
         let tables = match footer.header_offset() {
             None => {
-                check_fixed(&container, &footer, len)?;
+                check_fixed(&container, &footer, origin.room(len))?;
                 None
             }
             Some(at) => Some(read_tables(&container, &footer, at, len)?),
@@ -233,26 +241,48 @@ impl Opened {
 }
 
 fn read_footer(container: &Container, len: ByteCount) -> Result<(Footer, FooterOrigin), OpenError> {
-    let at = FileOffset(len.0.saturating_sub(FOOTER_SIZE.0));
-    let read = |at: FileOffset, length: usize| {
-        let mut bytes = [0; FOOTER_SIZE.0 as usize];
-        if at.0 + length as u64 <= len.0 {
-            container.read_at(&mut bytes[..length], at)?;
-        }
-        Ok::<_, StorageError>(Footer::try_from(&bytes))
-    };
-    let source = match read(at, 512)? {
-        Ok(footer) => return Ok((footer, FooterOrigin::End)),
+    let at = FooterOrigin::End.room(len);
+    let source = match end_footer(container, len)? {
+        Ok(found) => return Ok(found),
         Err(error) => error,
     };
-    if let Ok(footer) = read(FileOffset(len.0.saturating_sub(511)), 511)? {
-        return Ok((footer, FooterOrigin::End511));
-    }
-    match read(FileOffset(0), 512)? {
+    match footer_at(container, len, FileOffset(0), 512)? {
         // At the start of a fixed image is the guest's first sector, so no fixed footer is believed there.
         Ok(footer) if footer.disk_type() != DiskType::Fixed => Ok((footer, FooterOrigin::Start)),
         _ => Err(OpenError::Footer { path: container.path().into(), offset: at, source }),
     }
+}
+
+/// Reads the footer at the end of a file; where there is none, tells what is wrong with the last 512 bytes.
+fn end_footer(
+    container: &Container,
+    len: ByteCount,
+) -> Result<Result<(Footer, FooterOrigin), FooterError>, StorageError> {
+    let source = match footer_at(container, len, FooterOrigin::End.room(len), 512)? {
+        Ok(footer) => return Ok(Ok((footer, FooterOrigin::End))),
+        Err(error) => error,
+    };
+    let old = footer_at(container, len, FooterOrigin::End511.room(len), 511)?;
+    Ok(old.map(|footer| (footer, FooterOrigin::End511)).map_err(|_| source))
+}
+
+fn footer_at(
+    container: &Container,
+    len: ByteCount,
+    at: FileOffset,
+    length: usize,
+) -> Result<Result<Footer, FooterError>, StorageError> {
+    let mut bytes = [0; FOOTER_SIZE.0 as usize];
+    if at.0 + length as u64 <= len.0 {
+        container.read_at(&mut bytes[..length], at)?;
+    }
+    Ok(Footer::try_from(&bytes))
+}
+
+/// Finds where the room for blocks ends in a file as it is now: at its footer, or where it ends without one.
+pub(super) fn room_in(container: &Container) -> Result<FileOffset, StorageError> {
+    let len = container.len()?;
+    Ok(end_footer(container, len)?.map_or(FooterOrigin::Start, |(_, origin)| origin).room(len))
 }
 
 fn check_fits(
@@ -269,8 +299,13 @@ fn check_fits(
     Ok(())
 }
 
-fn check_fixed(container: &Container, footer: &Footer, len: ByteCount) -> Result<(), OpenError> {
-    check_fits(container, "data of the fixed disk", FileOffset(0), footer.current_size(), len)
+/// Checks that all of a fixed disk lies before its footer: a guest would read that as its own bytes, and write over it.
+fn check_fixed(container: &Container, footer: &Footer, room: FileOffset) -> Result<(), OpenError> {
+    let size = footer.current_size();
+    if size.0 > room.0 {
+        return Err(OpenError::FixedShort { path: container.path().into(), size, room });
+    }
+    Ok(())
 }
 
 fn read_tables(container: &Container, footer: &Footer, at: FileOffset, len: ByteCount) -> Result<Tables, OpenError> {

@@ -33,6 +33,13 @@ pub enum BlockFault {
         /// The file's length.
         len: ByteCount,
     },
+    /// Sectors that it holds would lie where the file's footer is, or past the end of the file.
+    CutShort {
+        /// Where the last of them would end.
+        end: FileOffset,
+        /// Where the footer or, without one, the end of the file is.
+        room: FileOffset,
+    },
     /// It would lie over something else.
     Over {
         /// What.
@@ -44,6 +51,9 @@ impl fmt::Display for BlockFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BeyondEnd { len } => write!(f, "the file ends at {len}"),
+            Self::CutShort { end, room } => {
+                write!(f, "what it holds would end at {end}, and the file has room for blocks up to {room} only")
+            }
             Self::Over { region } => write!(f, "the {region} is there"),
         }
     }

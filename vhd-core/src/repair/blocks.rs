@@ -4,10 +4,10 @@ use super::{Plan, RepairError};
 use crate::batmap::{BATMAP_HEADER_SIZE, BatmapState};
 use crate::block_size::BlockPlace;
 use crate::format::UNALLOCATED;
-use crate::image::{BlockFault, FooterOrigin, Image, ReadOnly, Tables};
+use crate::image::{BlockFault, Image, ReadOnly, Tables};
 use crate::overlap::Overlap;
 use crate::storage::StorageError;
-use crate::units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, SectorRange};
+use crate::units::{BlockIndex, ByteCount, SECTOR_SIZE, Sector, SectorCount, SectorRange};
 
 /// The most blocks among which overlaps are mended: more than a file with 2 MiB blocks can have.
 const MOST_BLOCKS: usize = 4 << 20;
@@ -61,7 +61,7 @@ impl Plan<'_> {
 
     /// Clears entries beyond the end of the file, or over something that is no block.
     fn clear_impossible(&mut self, image: &Image<ReadOnly>, tables: &Tables) -> Result<(), RepairError> {
-        let room = room(image, tables);
+        let room = image.footer_origin().room(tables.file_len());
         let fault_of = |place: &BlockPlace| {
             let beyond = BlockFault::BeyondEnd { len: ByteCount(room.0) };
             tables.fault_of(*place).or((place.data >= room).then_some(beyond))
@@ -92,7 +92,7 @@ impl Plan<'_> {
     /// What lies past the end of the room for blocks is lost, as far as the bitmap says that it was there. The space
     /// itself comes back when the footer is written behind it.
     fn lose_cut_ends(&mut self, image: &Image<ReadOnly>, tables: &Tables) -> Result<(), RepairError> {
-        let (room, size) = (room(image, tables), tables.header.block_size());
+        let (room, size) = (image.footer_origin().room(tables.file_len()), tables.header.block_size());
         let is_cut = |found: &Result<Placed, StorageError>| {
             found.as_ref().map_or(true, |(_, place)| place.data + size.bytes() > room)
         };
@@ -218,16 +218,6 @@ impl Plan<'_> {
 
 fn at(disk: SectorRange, sector: u32) -> Sector {
     disk.start + SectorCount(u64::from(sector))
-}
-
-/// The end of the part of the file that may hold blocks.
-fn room(image: &Image<ReadOnly>, tables: &Tables) -> FileOffset {
-    let footer = match image.footer_origin() {
-        FooterOrigin::End => ByteCount(512),
-        FooterOrigin::End511 => ByteCount(511),
-        FooterOrigin::Start => ByteCount(0),
-    };
-    FileOffset(tables.file_len().0 - footer.0)
 }
 
 /// The sectors of a block that are on the disk; none of one that lies beyond its end.

@@ -161,7 +161,7 @@ fn place_locators(header: &mut Header, parent: &ParentLink, mut at: FileOffset) 
     let mut texts = Vec::new();
     let mut locators = [None; LOCATOR_ENTRIES];
     for (slot, (code, text)) in locators.iter_mut().zip(parent.locators()) {
-        let entry = LocatorEntry::new(*code, ByteCount(text.len() as u64), at);
+        let entry = LocatorEntry::new(*code, ByteCount(text.len() as u64), at).in_sectors();
         texts.extend_from_slice(text);
         texts.resize(texts.len() + entry.space.0 as usize - text.len(), 0);
         at = at + entry.space;

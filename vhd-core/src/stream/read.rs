@@ -72,6 +72,8 @@ struct Blocks {
     footer: Option<Footer>,
     block_size: BlockSize,
     differencing: bool,
+    /// The room of a parent locator is not counted in sectors.
+    locators_in_bytes: bool,
     sectors: SectorCount,
     table: Table,
     end: FileOffset,
@@ -142,6 +144,11 @@ impl<R: Read> StreamReader<R> {
     /// Whether what the image does not hold is its parent's.
     pub fn is_differencing(&self) -> bool {
         matches!(&self.body, Body::Blocks(blocks) if blocks.differencing)
+    }
+
+    /// Whether the room of its parent locators is counted in bytes. Xen Orchestra counts sectors there.
+    pub fn counts_locators_in_bytes(&self) -> bool {
+        matches!(&self.body, Body::Blocks(blocks) if blocks.locators_in_bytes)
     }
 
     /// How far it was read.
@@ -235,8 +242,9 @@ impl Blocks {
             Some(footer) => footer.disk_type() == DiskType::Differencing,
             None => !header.parent_unique_id().is_nil() || header.locators().next().is_some(),
         };
+        let locators_in_bytes = differencing && header.locators().any(|(_, entry)| entry.counts_bytes());
         let (number, current, least) = (0, None, Sector(0));
-        Ok(Self { footer, block_size, differencing, sectors, table, end, number, current, least })
+        Ok(Self { footer, block_size, differencing, locators_in_bytes, sectors, table, end, number, current, least })
     }
 
     fn next<R: Read>(&mut self, input: &mut Input<R>, out: &mut StreamedBlock) -> Result<bool, StreamError> {

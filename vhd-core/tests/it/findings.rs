@@ -176,6 +176,7 @@ const DIFFERENCING: &[(&str, Damage)] = &[
         b[at..at + 8].fill(0xff);
     }),
     ("locator-differs", |b| header(b, 64, b"\0q")),
+    ("locator-bytes", |b| footers(b, 32..36, &0x0001_0001_u32.to_be_bytes())),
     ("locator-none", |b| {
         header(b, 64, &[0; 512]);
         header(b, LOCATOR, &[0; 192]);
@@ -259,6 +260,15 @@ fn each_kind_is_found_where_it_is() {
     }
     let all: BTreeSet<_> = KINDS.iter().map(|kind| kind.code).collect();
     assert_eq!(tried, all, "every kind has a damage that gives it");
+}
+
+/// Windows writes the whole path of the parent into the header, and names in the locators.
+#[test]
+fn a_path_in_the_header_is_no_other_name() {
+    let mut bytes = differencing();
+    let path: Vec<u8> = r"C:\disks\parent.vhd".encode_utf16().flat_map(u16::to_be_bytes).collect();
+    header(&mut bytes, 64, &path);
+    assert_eq!(codes(&findings(bytes)), ["block-size"]);
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod link;
 mod matrix;
 mod repair;
 mod resize;
+mod short;
 mod storage;
 mod write;
 

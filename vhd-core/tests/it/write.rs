@@ -328,15 +328,3 @@ fn a_block_under_the_footer_is_released_without_it() {
     image.close().unwrap();
     assert!(check::container(container(&cut)).unwrap().worst() < Some(Severity::Warning));
 }
-
-#[test]
-fn a_fixed_disk_that_reaches_over_its_footer_is_never_written() {
-    let memory = new_image(64 << 10, NewKind::Fixed);
-    let mut bytes = memory.to_vec();
-    let sector = bytes.len() - 512 - 512;
-    bytes.drain(sector..sector + 512);
-    let short = Arc::new(MemoryStorage::new(bytes));
-    assert_eq!(read(&short, 0, 127), vec![0; 127 * 512]);
-    let error = vhd_core::Image::writable_from_container(container(&short)).unwrap_err().to_string();
-    assert!(error.contains("the data of the fixed disk and the footer overlap"), "{error}");
-}

@@ -7,13 +7,13 @@ use vhd_core::{ByteCount, Chain, Sector, SectorRange};
 
 use super::Format;
 use crate::cli::{Context, Status};
-use crate::disk::{self, CHUNK};
+use crate::disk::{self, CHUNK, Form};
 use crate::error::CommandError;
 use crate::progress::Progress;
 
 /// Compare the content of two disks, each a VHD or a raw file
 ///
-/// Both are read through their chains. Where one is longer than the other, what both have is compared first. A raw file
+/// Both are read through their chains; what holds a disk in another format is no raw file unless it is said to be. Where one is longer than the other, what both have is compared first. A raw file
 /// that does not end with a whole sector counts as filled up with zeros.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -26,6 +26,12 @@ pub(crate) struct Args {
     a: PathBuf,
     /// The other
     b: PathBuf,
+    /// What A is, whatever it looks like
+    #[arg(long, value_name = "FORM")]
+    a_format: Option<Form>,
+    /// What B is, whatever it looks like
+    #[arg(long, value_name = "FORM")]
+    b_format: Option<Form>,
     #[command(flatten)]
     format: Format,
 }
@@ -47,7 +53,10 @@ enum Difference {
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError> {
     let options = context.chain_options();
-    let disks = [disk::open(&args.a, &options)?, disk::open(&args.b, &options)?];
+    let disks = [
+        disk::open(&args.a, args.a_format, "--a-format raw takes the file for a raw disk as it is", &options)?,
+        disk::open(&args.b, args.b_format, "--b-format raw takes the file for a raw disk as it is", &options)?,
+    ];
     let sizes = disks.each_ref().map(|disk| disk.sectors().bytes());
     let progress = context.progress("compare", Some(sizes[0].min(sizes[1])));
     let difference = first_difference(&disks, &progress)?;

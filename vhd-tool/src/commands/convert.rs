@@ -10,15 +10,16 @@ use vhd_core::{
 
 use super::{Format, destination};
 use crate::cli::{Context, Status};
-use crate::disk;
+use crate::disk::{self, Form};
 use crate::error::CommandError;
 use crate::progress::Progress;
 use coalesce_worker::size::Human;
 
 /// Copy a disk, flattened, into a new raw, dynamic or fixed file
 ///
-/// SRC is read through its chain; without a VHD footer it is a raw disk, but never if it is named *.vhd. DST appears
-/// under its name when it is complete, and takes space only for what is not zero.
+/// SRC is read through its chain; without a VHD footer it is a raw disk, but never if it is named *.vhd, or holds a disk in
+/// another format (VHDX, QCOW, an archive, …). DST appears under its name when it is complete, and takes space only for
+/// what is not zero.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -31,6 +32,9 @@ pub(crate) struct Args {
     /// The file to make
     #[arg(value_name = "DST")]
     destination: PathBuf,
+    /// What SRC is, whatever it looks like
+    #[arg(long, value_name = "FORM")]
+    from: Option<Form>,
     /// What to make
     #[arg(long, value_name = "TYPE")]
     to: Kind,
@@ -51,6 +55,8 @@ enum Kind {
     Fixed,
 }
 
+const AS_RAW: &str = "--from raw takes the file for a raw disk as it is";
+
 #[derive(Serialize)]
 struct Converted {
     source: String,
@@ -60,7 +66,7 @@ struct Converted {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError> {
-    let source = disk::open(&args.source, &context.chain_options())?;
+    let source = disk::open(&args.source, args.from, AS_RAW, &context.chain_options())?;
     destination::refuse_own_source(&args.destination, &source)?;
     let existing = destination::existing(&args.destination, args.force)?;
     let size = source.sectors().bytes();

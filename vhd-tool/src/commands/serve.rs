@@ -1,10 +1,13 @@
 //! `serve`: a disk from a stream onto a file or a device.
 
+use std::io::{Cursor, Read};
+
 use vhd_core::ByteCount;
 
 use super::stream::parse_fd;
 use crate::cli::{Context, Status};
 use crate::error::CommandError;
+use crate::foreign;
 use crate::stream::chunked::ChunkedReader;
 use crate::stream::endpoint::{Endpoint, Output, Target};
 use crate::stream::failure::StreamFailure;
@@ -41,9 +44,9 @@ pub(crate) struct Args {
     /// It comes from this descriptor, which was left open
     #[arg(long, value_name = "FD", value_parser = parse_fd, conflicts_with = "source")]
     source_fd: Option<i32>,
-    /// What comes
-    #[arg(long, value_name = "FORMAT", default_value = "raw")]
-    source_format: Format,
+    /// What comes; without this, a raw disk, unless it looks like something that holds one
+    #[arg(long, value_name = "FORMAT")]
+    source_format: Option<Format>,
     /// How it comes
     #[arg(long, value_name = "PROTOCOL", default_value = "none")]
     source_protocol: Protocol,
@@ -69,6 +72,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     options: Options,
 }
+
+const AS_RAW: &str = "--source-format raw takes it for a raw disk as it is";
 
 /// A source and what it says of itself before it starts.
 struct Incoming {
@@ -126,8 +131,8 @@ fn receive_nbd(
 
 fn check_combination(args: &Args) -> Result<(), CommandError> {
     match (args.source_format, args.source_protocol) {
-        (Format::Vhd, Protocol::Chunked | Protocol::Tar | Protocol::Nbd) | (_, Protocol::Human) => {
-            let what = if args.source_format == Format::Vhd { "a VHD" } else { "a disk" };
+        (Some(Format::Vhd), Protocol::Chunked | Protocol::Tar | Protocol::Nbd) | (_, Protocol::Human) => {
+            let what = if args.source_format == Some(Format::Vhd) { "a VHD" } else { "a disk" };
             let how = args.source_protocol.means();
             Err(CommandError::usage(StreamFailure::Mismatch { what, how }))
         }
@@ -138,7 +143,7 @@ fn check_combination(args: &Args) -> Result<(), CommandError> {
 fn open_source(args: &Args, endpoint: &Endpoint, output: &Output) -> Result<Incoming, CommandError> {
     let size = args.destination_size.map(ByteCount);
     let incoming = |source: Box<dyn Source>| Incoming { source, size, is_delta: false, in_order: true, whole: true };
-    Ok(match (args.source_format, args.source_protocol) {
+    Ok(match (args.source_format.unwrap_or(Format::Raw), args.source_protocol) {
         (Format::Vhd, _) => {
             let image = ReceivedImage::open(Listening::new(endpoint.open_input()?), size)?;
             let (size, is_delta) = (image.disk_size(), image.is_delta());
@@ -158,9 +163,22 @@ fn open_source(args: &Args, endpoint: &Endpoint, output: &Output) -> Result<Inco
         (Format::Raw, Protocol::None | Protocol::Human | Protocol::Nbd) => {
             // Nothing in the stream tells where it should end; a device does.
             let size = size.or_else(|| output.fixed_length());
-            Incoming { size, ..incoming(Box::new(PlainReader::new(endpoint.open_input()?, size))) }
+            let mut input = endpoint.open_input()?;
+            let head = if args.source_format.is_none() { look_at_head(&mut input)? } else { Vec::new() };
+            Incoming { size, ..incoming(Box::new(PlainReader::new(Cursor::new(head).chain(input), size))) }
         }
     })
+}
+
+/// Reads the first bytes of what should be a raw disk, and refuses what is a container.
+fn look_at_head(input: &mut impl Read) -> Result<Vec<u8>, CommandError> {
+    let mut head = vec![0; foreign::HEAD];
+    let got = PlainReader::new(input, None).fill(&mut head)?;
+    head.truncate(got);
+    match foreign::Container::of_head(&head) {
+        Some(container) => Err(container.refused("the source".as_ref(), AS_RAW)),
+        None => Ok(head),
+    }
 }
 
 fn open_destination<'a>(

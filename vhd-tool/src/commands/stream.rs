@@ -2,16 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use vhd_core::{Chain, ChainOptions, FileIdentity, Layer};
+use vhd_core::{ChainOptions, FileIdentity};
 
 use crate::cli::{Context, Status};
+use crate::disk::{self, Form};
 use crate::error::{CommandError, Refusal};
+use crate::foreign;
 use crate::nbd::HybridSource;
 use crate::stream::chunked::ChunkedWriter;
 use crate::stream::endpoint::{Endpoint, EndpointError, Output, Target, parse_descriptor};
 use crate::stream::failure::StreamFailure;
 use crate::stream::human::HumanWriter;
-use crate::stream::image::StreamedImage;
+use crate::stream::image::{Bits, StreamedImage};
 use crate::stream::local::LocalDisk;
 use crate::stream::nbd::NbdWriter;
 use crate::stream::options::Options;
@@ -25,8 +27,10 @@ use crate::stream::tar::TarWriter;
 /// Send a disk: as raw bytes or as a VHD, to a file, a device or a stream
 ///
 /// A VHD source is read through its chain. A VHD that is sent is written front to back, with no seek; it has the unique
-/// id of the image that it is made from. With --relative-to it is a child of that image and holds, sector by sector, what
-/// differs. Files that are made have their name once they are complete; what is there already is written in place.
+/// id of the image that it is made from. With --relative-to it is a child of that image and holds, whole, each block in
+/// which they differ, as Xen Orchestra and xapi need it. Blocks of zeros that only a look at them shows, as those of a raw
+/// disk, are left out. Files that are made have their name once they are complete; what is there already is written in
+/// place.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Sources, by --source-format:
@@ -39,21 +43,27 @@ Destinations: stdout:, null:, fd://N, file://PATH, PATH, tcp://HOST:PORT, unix:/
 
 Examples:
   vhd-tool stream --source disk.img --destination-format vhd --destination disk.vhd
-  vhd-tool stream --source-format vhd --source b --relative-to a --destination-format vhd > d
+  vhd-tool stream --source-format vhd --source b.vhd --relative-to a.vhd --destination-format vhd > d.vhd
   vhd-tool stream --source disk.img --destination-protocol chunked --destination-fd 7")]
 pub(crate) struct Args {
     /// The disk to send
     #[arg(long, value_name = "SOURCE")]
     source: String,
-    /// What the source is
-    #[arg(long, value_name = "FORMAT", default_value = "raw")]
-    source_format: SourceFormat,
+    /// What the source is; without this, a raw disk, unless it looks like something that holds one
+    #[arg(long, value_name = "FORMAT")]
+    source_format: Option<SourceFormat>,
     /// How the source is read: files and devices are read without a protocol
     #[arg(long, value_name = "PROTOCOL", default_value = "none")]
     source_protocol: Protocol,
     /// Send only what differs from this disk
     #[arg(long, value_name = "BASE")]
     relative_to: Option<PathBuf>,
+    /// What BASE is, whatever it looks like
+    #[arg(long, value_name = "FORM", requires = "relative_to")]
+    relative_format: Option<Form>,
+    /// Send only the sectors that differ, not whole blocks: smaller, but only readers that look at bitmaps understand it
+    #[arg(long, requires = "relative_to")]
+    sector_deltas: bool,
     /// Where to send it
     #[arg(long, value_name = "ENDPOINT", default_value = "stdout:")]
     destination: Endpoint,
@@ -104,17 +114,18 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
     });
     check_combination(args, protocol)?;
     let disk = open_source(args, &context.chain_options())?;
+    let (size, is_delta, read_from) = (disk.size(), disk.is_delta(), disk.files());
+    let source: Box<dyn Source> = match args.destination_format {
+        Format::Vhd => Box::new(StreamedImage::new(disk, bits(args))?),
+        Format::Raw => Box::new(disk),
+    };
+    // Only now: laying an image out may take as long as reading the disk, and a peer does not wait for that.
     let connecting = args.peer.connecting(protocol == Protocol::Chunked);
     let output = match protocol {
         Protocol::Nbd => Output::Peer(endpoint.open_duplex(&connecting)?),
         _ => endpoint.open_output(&connecting)?,
     };
-    refuse_own_source(&output, &disk)?;
-    let (size, is_delta) = (disk.size(), disk.is_delta());
-    let source: Box<dyn Source> = match args.destination_format {
-        Format::Vhd => Box::new(StreamedImage::new(disk)?),
-        Format::Raw => Box::new(disk),
-    };
+    refuse_own_source(&output, &read_from)?;
     let total = source.total();
     output.fill(|target| {
         let raw = args.destination_format == Format::Raw && !is_delta;
@@ -140,6 +151,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
 
 /// Refuses what no receiver could make sense of.
 fn check_combination(args: &Args, protocol: Protocol) -> Result<(), CommandError> {
+    if args.sector_deltas && args.destination_format != Format::Vhd {
+        return Err(CommandError::usage(StreamFailure::SectorsOfRaw));
+    }
     let how = protocol.means();
     let what = match (args.destination_format, protocol) {
         (Format::Vhd, Protocol::Chunked | Protocol::Tar | Protocol::Nbd) => "a VHD",
@@ -152,9 +166,24 @@ fn check_combination(args: &Args, protocol: Protocol) -> Result<(), CommandError
         .hint("a VHD is sent without a protocol; a difference as a VHD, or in chunks"))
 }
 
+/// Which sectors the bitmaps of an image show.
+fn bits(args: &Args) -> Bits {
+    if args.sector_deltas { Bits::OfSectors } else { Bits::All }
+}
+
+const AS_RAW: &str = "--source-format raw takes the file for a raw disk as it is";
+const BASE_AS_RAW: &str = "--relative-format raw takes the base for a raw disk as it is";
+
 fn open_source(args: &Args, options: &ChainOptions) -> Result<LocalDisk, CommandError> {
-    let disk = match args.source_format {
-        SourceFormat::Raw => LocalDisk::raw(&file(&args.source)?)?,
+    let disk = match args.source_format.unwrap_or(SourceFormat::Raw) {
+        SourceFormat::Raw => {
+            let path = file(&args.source)?;
+            let disk = LocalDisk::raw(&path)?;
+            match foreign::Container::at(&path)?.filter(|_| args.source_format.is_none()) {
+                Some(container) => return Err(container.refused(&path, AS_RAW)),
+                None => disk,
+            }
+        }
         SourceFormat::Vhd => LocalDisk::vhd(&file(&args.source)?, options)?,
         SourceFormat::Hybrid => {
             let (device, image) = pair(&args.source)?;
@@ -168,7 +197,7 @@ fn open_source(args: &Args, options: &ChainOptions) -> Result<LocalDisk, Command
         }
     };
     match &args.relative_to {
-        Some(base) => disk.relative_to(base, options),
+        Some(base) => disk.relative_to(disk::open(base, args.relative_format, BASE_AS_RAW, options)?, base),
         None => Ok(disk),
     }
 }
@@ -190,10 +219,9 @@ fn pair(source: &str) -> Result<(&str, &str), CommandError> {
 }
 
 /// Refuses a destination that the disk is read from.
-fn refuse_own_source(output: &Output, disk: &LocalDisk) -> Result<(), CommandError> {
+fn refuse_own_source(output: &Output, read_from: &[PathBuf]) -> Result<(), CommandError> {
     let Some(identity) = output.identity() else { return Ok(()) };
-    let layers = disk.chains().flat_map(Chain::layers);
-    let own = layers.map(Layer::path).find(|path| FileIdentity::at(path).is_ok_and(|found| found == identity));
+    let own = read_from.iter().find(|path| FileIdentity::at(path).is_ok_and(|found| found == identity));
     match own {
         Some(path) => Err(Refusal::OwnSource { path: path.into(), reader: path.into() }.into()),
         None => Ok(()),

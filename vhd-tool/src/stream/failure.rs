@@ -86,6 +86,9 @@ pub(crate) enum StreamFailure {
         /// By which means.
         how: &'static str,
     },
+    /// Only images have bitmaps.
+    #[error("--sector-deltas is about the bitmaps of images: it goes with --destination-format vhd")]
+    SectorsOfRaw,
     /// A prefix that no member's name has room for.
     #[error("the prefix of the members' names is longer than {limit} bytes")]
     Prefix {

@@ -11,6 +11,17 @@ use crate::error::CommandError;
 pub(crate) struct StreamedImage {
     disk: LocalDisk,
     layout: StreamLayout,
+    bits: Bits,
+}
+
+/// Which sectors the bitmap of a block shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bits {
+    /// All: the block is sent whole, as its disk reads. Xen Orchestra looks at no bitmap, and takes what a block does not
+    /// hold for zeros.
+    All,
+    /// Those that differ, where only what differs from another disk is sent.
+    OfSectors,
 }
 
 impl StreamedImage {
@@ -18,16 +29,18 @@ impl StreamedImage {
     ///
     /// # Errors
     /// A disk that no VHD can hold; a failed read of the tables.
-    pub(crate) fn new(disk: LocalDisk) -> Result<Self, CommandError> {
+    pub(crate) fn new(disk: LocalDisk, bits: Bits) -> Result<Self, CommandError> {
         let layout = StreamLayout::new(&disk.image()?, disk.blocks(BlockSize::DEFAULT)?)?;
-        Ok(Self { disk, layout })
+        Ok(Self { disk, layout, bits })
     }
 
-    /// Fills a batch with a block: what comes before its data, and the data, with zeros where there is none.
+    /// Fills a batch with a block: what comes before its data, and the data, with zeros where `present` names none.
     fn block(&self, number: usize, present: &[SectorRange], bytes: &mut Vec<u8>) -> Result<(), CommandError> {
         let block_size = self.layout.block_size();
-        let start = block_size.sectors_of(self.layout.blocks()[number]).start;
-        let lead = self.layout.lead(number, present);
+        let whole = block_size.sectors_of(self.layout.blocks()[number]);
+        let start = whole.start;
+        let lead =
+            self.layout.lead(number, if self.bits == Bits::All { std::slice::from_ref(&whole) } else { present });
         bytes.resize(lead.len() + block_size.bytes().0 as usize, 0);
         let (before, data) = bytes.split_at_mut(lead.len());
         before.copy_from_slice(&lead);
@@ -45,13 +58,17 @@ impl StreamedImage {
 }
 
 /// Ranges in order, taken block by block.
-struct Cut<I> {
-    ranges: I,
+struct Cut<'a> {
+    ranges: Box<dyn Iterator<Item = Result<SectorRange, CommandError>> + 'a>,
     /// What of the last range lies beyond the last block.
     rest: Option<SectorRange>,
 }
 
-impl<I: Iterator<Item = Result<SectorRange, CommandError>>> Cut<I> {
+impl<'a> Cut<'a> {
+    fn of(ranges: impl Iterator<Item = Result<SectorRange, CommandError>> + 'a) -> Self {
+        Self { ranges: Box::new(ranges), rest: None }
+    }
+
     /// Takes what lies in `block`, which comes after all that were taken before.
     fn take(&mut self, block: SectorRange) -> Result<Vec<SectorRange>, CommandError> {
         let mut found = Vec::new();
@@ -90,7 +107,12 @@ impl Source for StreamedImage {
             self.layout.write_head(bytes).expect("memory can be written to");
             Ok(())
         })?;
-        let mut ranges = Cut { ranges: self.disk.ranges(), rest: None };
+        let end = Sector(self.disk.sectors().0);
+        // A difference in whole blocks is read through the chain, wherever its sectors are from.
+        let mut ranges = match self.bits {
+            Bits::All if self.disk.is_delta() => Cut::of(std::iter::once(Ok(SectorRange::between(Sector(0), end)))),
+            Bits::All | Bits::OfSectors => Cut::of(self.disk.ranges()),
+        };
         for (number, &block) in self.layout.blocks().iter().enumerate() {
             let present = ranges.take(self.layout.block_size().sectors_of(block))?;
             send(&mut |bytes| self.block(number, &present, bytes))?;

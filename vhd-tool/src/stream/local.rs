@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vhd_core::{
     BlockIndex, BlockSize, ByteCount, Chain, ChainOptions, FileStorage, Image, Layer, Lock, NewImage, NewKind,
-    ParentLink, ReadOnly, SECTOR_SIZE, Sector, SectorCount, SectorRange, Storage, Timestamp, Uuid,
+    ParentLink, ReadOnly, SECTOR_SIZE, Sector, SectorCount, SectorRange, Storage, Timestamp, Uuid, is_zeros,
 };
 
 use super::delta::Delta;
@@ -16,6 +16,8 @@ use crate::error::{CommandError, Refusal};
 
 /// What is asked at once for where content is: 64 MiB.
 const WINDOW: SectorCount = SectorCount(1 << 17);
+/// What is read at once where zeros are looked for: 64 KiB.
+const LOOK: SectorCount = SectorCount(128);
 
 /// Lists the sectors of a range that hold data, in order, without overlaps.
 pub(crate) type FindData = Box<dyn Fn(SectorRange) -> Result<Vec<SectorRange>, CommandError> + Send>;
@@ -99,12 +101,11 @@ impl LocalDisk {
         Self { data, size, content: Content::Of(tables), unique_id, timestamp, base_path: None }
     }
 
-    /// Sends only what differs from the disk at `path`.
+    /// Sends only what differs from `base`, the disk at `path`.
     ///
     /// # Errors
-    /// A base that cannot be opened; content that no chain tells of.
-    pub(crate) fn relative_to(self, path: &Path, options: &ChainOptions) -> Result<Self, CommandError> {
-        let base = disk::open(path, options)?;
+    /// Content that no chain tells of.
+    pub(crate) fn relative_to(self, base: Chain, path: &Path) -> Result<Self, CommandError> {
         let Content::Of(tables) = self.content else {
             return Err(StreamFailure::Mismatch { what: "such a disk", how: "relative to another" }.into());
         };
@@ -122,14 +123,15 @@ impl LocalDisk {
         matches!(self.content, Content::Delta(..))
     }
 
-    /// The chains that it is read from, and that of the base.
-    pub(crate) fn chains(&self) -> impl Iterator<Item = &Chain> {
+    /// The files that it, or the base, is read from.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         let (tables, base) = match &self.content {
             Content::Of(tables) => (Some(&**tables), None),
             Content::Delta(tables, delta) => (Some(&**tables), Some(delta.base())),
             Content::Found(_) => (None, None),
         };
-        std::iter::once(&*self.data).chain(tables).chain(base)
+        let chains = std::iter::once(&*self.data).chain(tables).chain(base);
+        chains.flat_map(Chain::layers).map(|layer| layer.path().to_path_buf()).collect()
     }
 
     /// Describes the image that it is sent as: whole, or a child of the base.
@@ -179,19 +181,47 @@ impl LocalDisk {
         })
     }
 
-    fn sectors(&self) -> SectorCount {
+    /// Counts its sectors, the last of which may be cut short.
+    pub(crate) fn sectors(&self) -> SectorCount {
         SectorCount(self.size.0.div_ceil(SECTOR_SIZE))
+    }
+
+    /// Whether only a look at it tells what is zero: without tables all that is stored counts as data.
+    fn stores_zeros(&self) -> bool {
+        match &self.content {
+            Content::Of(tables) => tables.layers().iter().any(|layer| match layer {
+                Layer::Raw(_) => true,
+                Layer::Vhd(image) => image.header().is_none(),
+            }),
+            Content::Found(_) => true,
+            // A block of zeros is content where the base has another.
+            Content::Delta(..) => false,
+        }
+    }
+
+    /// Tells whether sectors are zero. Of a block of data no more than its start is read for that, as a rule.
+    fn is_zero(&self, range: SectorRange, buffer: &mut Vec<u8>) -> Result<bool, CommandError> {
+        for piece in range.split_at_multiples(LOOK) {
+            buffer.resize(piece.count().bytes().0 as usize, 0);
+            self.read(piece, buffer)?;
+            if !is_zeros(buffer) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Lists the blocks of an image that hold anything of what is sent.
     pub(crate) fn blocks(&self, block_size: BlockSize) -> Result<Vec<BlockIndex>, CommandError> {
+        let (looks, mut buffer) = (self.stores_zeros(), Vec::new());
         let mut blocks: Vec<BlockIndex> = Vec::new();
         for range in self.ranges() {
-            let range = range?;
-            let first = range.start.0 / block_size.sectors().0;
-            let last = (range.end.0 - 1) / block_size.sectors().0;
-            let next = blocks.last().map_or(0, |last| u64::from(last.0) + 1);
-            blocks.extend((first.max(next)..=last).filter_map(|block| u32::try_from(block).ok()).map(BlockIndex));
+            for piece in range?.split_at_multiples(block_size.sectors()) {
+                let Some(block) = block_size.block_of(piece.start) else { continue };
+                if blocks.last() != Some(&block) && !(looks && self.is_zero(piece, &mut buffer)?) {
+                    blocks.push(block);
+                }
+            }
         }
         Ok(blocks)
     }

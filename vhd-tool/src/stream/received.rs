@@ -23,7 +23,13 @@ impl<R: Read> ReceivedImage<R> {
     /// # Errors
     /// What is no VHD.
     pub(crate) fn open(input: R, length: Option<ByteCount>) -> Result<Self, CommandError> {
-        Ok(Self { reader: StreamReader::open(input, length)? })
+        let reader = StreamReader::open(input, length)?;
+        if reader.counts_locators_in_bytes() {
+            output::to_stderr(
+                "note: the image counts the room of its parent locators in bytes; Xen Orchestra reads sectors",
+            );
+        }
+        Ok(Self { reader })
     }
 
     /// The size of the disk, where the head tells it.

@@ -33,6 +33,12 @@ fn checksum(bytes: &[u8]) -> String {
     Sha1::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Whether bytes start with the header of an archive's member.
+pub(crate) fn starts(head: &[u8]) -> bool {
+    let header = head.first_chunk().and_then(header::decode);
+    header.is_some_and(|header| !header.name.is_empty())
+}
+
 /// The name of a block.
 fn name(prefix: &str, number: u64) -> String {
     format!("{prefix}{number:08}")

@@ -8,6 +8,8 @@ mod compare;
 mod contents;
 mod convert;
 mod create;
+mod delta;
+mod foreign;
 mod gc;
 mod get;
 mod help;

@@ -152,11 +152,12 @@ fn a_difference_applies_to_a_copy_of_the_base_and_opens_as_its_child() {
 }
 
 #[test]
-fn a_difference_holds_only_the_sectors_that_differ() {
+fn a_difference_holds_only_the_sectors_that_differ_where_that_is_asked_for() {
     let folder = chain();
     let at = folder.path();
     let stream = ["stream", "--source", "leaf.vhd", "--source-format", "vhd", "--relative-to", "mid.vhd"];
-    done(at, &[&stream[..], &["--destination-format", "vhd", "--destination", "delta.vhd"]].concat());
+    let sectors = ["--sector-deltas", "--destination-format", "vhd", "--destination", "delta.vhd"];
+    done(at, &[&stream[..], &sectors].concat());
     let map = json(at, &["map", "delta.vhd"]);
     let of_top = map.as_array().unwrap().iter().filter(|extent| extent["layer"] == 0);
     assert_eq!(of_top.map(|extent| extent["length"].as_u64().unwrap()).sum::<u64>(), 3 * 512, "{map}");
