@@ -139,10 +139,12 @@ impl Place {
                 fs::create_dir_all(&folder).map_err(Failure::io(&folder, "make the folder to mount at"))?;
                 let folder = folder.canonicalize().map_err(Failure::io(&folder, "find it"))?;
                 let ours = !is_mounted(&folder)?;
-                if ours && let Err(failure) = check_device(device).and_then(|()| match options {
-                    "rw" => check_unmounted(device),
-                    _ => Ok(()),
-                }) {
+                if ours
+                    && let Err(failure) = check_device(device).and_then(|()| match options {
+                        "rw" => check_unmounted(device),
+                        _ => Ok(()),
+                    })
+                {
                     let _ = fs::remove_dir(&folder);
                     return Err(failure);
                 }

@@ -30,7 +30,10 @@ pub(crate) fn open_writable(path: &Path) -> io::Result<File> {
 /// # Errors
 /// What the system answers.
 pub(crate) fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::options().read(true).custom_flags((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed()).open(path)?;
+    let file = File::options()
+        .read(true)
+        .custom_flags((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed())
+        .open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() > MOST_BYTES {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "no regular file of less than 64 MiB"));

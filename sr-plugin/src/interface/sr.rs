@@ -238,9 +238,7 @@ fn leave(host: &Host, sr: Sr, last: impl FnOnce(&Sr) -> Result<(), Failure>) -> 
     let stopped = worker::stop(host, &sr)?;
     let done = last(&sr);
     let sr = sr.release();
-    let left = done
-        .and_then(|()| sr.mounted().map_or(Ok(()), place::unmount))
-        .and_then(|()| host.forget(sr.uuid()));
+    let left = done.and_then(|()| sr.mounted().map_or(Ok(()), place::unmount)).and_then(|()| host.forget(sr.uuid()));
     if left.is_err() {
         drop(stopped);
         worker::start(host, &sr);
@@ -252,12 +250,15 @@ fn leave(host: &Host, sr: Sr, last: impl FnOnce(&Sr) -> Result<(), Failure>) -> 
 fn stat(sr: Sr) -> SrStat {
     match sr.clone().hold() {
         Ok(sr) => describe(&sr),
-        Err(failure) => SrStat { health: Health::Unreachable(failure.to_string()), free_space: 0, total_space: 0, ..describe(&sr) },
+        Err(failure) => {
+            SrStat { health: Health::Unreachable(failure.to_string()), free_space: 0, total_space: 0, ..describe(&sr) }
+        }
     }
 }
 
 fn describe(sr: &Sr) -> SrStat {
-    let record = SrRecord::read(sr.folder()).ok().flatten().filter(|record| record.uuid.is_none_or(|uuid| uuid == sr.uuid()));
+    let record =
+        SrRecord::read(sr.folder()).ok().flatten().filter(|record| record.uuid.is_none_or(|uuid| uuid == sr.uuid()));
     let record = record.unwrap_or_default();
     let (health, free, total) = match place::space(sr.folder()) {
         Ok((free, total)) => (Health::Healthy(String::new()), free, total),
@@ -279,7 +280,10 @@ fn describe(sr: &Sr) -> SrStat {
 
 /// Describes a repository that need not be attached.
 pub(crate) fn stat_of(folder: &Path, uuid: Uuid) -> SrStat {
-    describe(&Sr::new(uuid, Attached { folder: folder.into(), mounted: None, mount: None, configuration: BTreeMap::new() }))
+    describe(&Sr::new(
+        uuid,
+        Attached { folder: folder.into(), mounted: None, mount: None, configuration: BTreeMap::new() },
+    ))
 }
 
 fn set(sr: &Sr, change: impl FnOnce(&mut SrRecord)) -> Result<(), Failure> {

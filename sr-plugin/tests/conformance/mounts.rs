@@ -88,7 +88,8 @@ fn what_is_left_beneath_the_mount_point_is_not_taken_for_the_repository() {
         assert!(into.unwrap().success());
         check_unreachable(&scene, &calls, &mount.path().join(folder));
         // Neither is it when the toolstack attaches once more.
-        let again = json!({ "dbg": "test", "configuration": with(&uri(&scene.folder), &json!({ "sr_uuid": scene.sr })) });
+        let again =
+            json!({ "dbg": "test", "configuration": with(&uri(&scene.folder), &json!({ "sr_uuid": scene.sr })) });
         scene.refused_as(47, "SR.attach", &again);
         mount.back();
         assert_eq!(scene.listed(), listed);
