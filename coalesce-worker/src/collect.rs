@@ -45,6 +45,8 @@ pub struct CollectOptions<'a> {
 /// What a collection did.
 #[derive(Debug, Default)]
 pub struct Collected {
+    /// Images that were there at the last look.
+    pub images: u64,
     /// Hidden images that nobody needed, and are gone.
     pub deleted: Vec<PathBuf>,
     /// Runs that were merged.
@@ -125,6 +127,7 @@ impl Repository {
                 let others = survey.waiting.iter().filter(|waiting| !is_told(&waiting.path));
                 collected.waiting.extend(others.cloned());
                 collected.isolated = survey.isolated.clone();
+                collected.images = survey.images;
             };
             report(&mut collected);
             if let Some(board) = options.board {

@@ -17,6 +17,8 @@ use crate::survey::{PlannedRun, Survey, with_causes};
 pub struct Report {
     /// The repository.
     pub folder: String,
+    /// Images that were there at the last look.
+    pub images: u64,
     /// Images that nobody needed.
     pub deleted: Vec<String>,
     /// Runs that were merged.
@@ -122,6 +124,7 @@ impl Report {
         let failed = collected.failed.iter();
         Self {
             folder: text(folder),
+            images: collected.images,
             deleted: texts(&collected.deleted),
             merged: merged.collect(),
             waiting: collected.waiting,
@@ -201,7 +204,8 @@ impl Display for Report {
             writeln!(f, "  failed    {}: {}", Plain(&run.node), Plain(&run.error))?;
         }
         let idle = self.deleted.is_empty() && self.merged.is_empty();
-        if idle && !self.leaves_something() && !self.has_failed() { writeln!(f, "  nothing to do") } else { Ok(()) }
+        let is_nothing = idle && !self.leaves_something() && !self.has_failed();
+        if is_nothing { writeln!(f, "  {}", nothing(self.images)) } else { Ok(()) }
     }
 }
 
@@ -224,7 +228,15 @@ impl Display for Forecast {
         }
         rest(f, &self.waiting, &self.isolated)?;
         let idle = self.delete.is_empty() && self.merge.is_empty();
-        if idle && !self.leaves_something() { writeln!(f, "  nothing to do") } else { Ok(()) }
+        if idle && !self.leaves_something() { writeln!(f, "  {}", nothing(self.images)) } else { Ok(()) }
+    }
+}
+
+/// What is told where there is nothing to do. A folder without images may be the mount point of where they are.
+fn nothing(images: u64) -> &'static str {
+    match images {
+        0 => "no images; if they are on a file system of their own, mount it",
+        _ => "nothing to do",
     }
 }
 

@@ -6,7 +6,7 @@ pub use recover::{Recovered, Unfinished, WaitReason};
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Repository {
     folder: PathBuf,
     options: ChainOptions,
+    /// Device and inode of the folder that was opened.
+    identity: (u64, u64),
     /// The last scan, so that the next one reads only what has changed since.
     scanned: Mutex<Option<Folder>>,
 }
@@ -57,8 +59,7 @@ impl Repository {
     /// # Crash safety
     /// Recovery can be interrupted at any point and done again.
     pub fn open(folder: &Path, options: ChainOptions) -> Result<(Self, Recovered), FileError> {
-        let folder = folder.canonicalize().map_err(FileError::when(folder, "open the folder"))?;
-        let repository = Self { folder, options, scanned: Mutex::new(None) };
+        let repository = Self::look_at(folder, options)?;
         let recovered = repository.recover()?;
         Ok((repository, recovered))
     }
@@ -69,7 +70,21 @@ impl Repository {
     /// A folder that is not there.
     pub fn look_at(folder: &Path, options: ChainOptions) -> Result<Self, FileError> {
         let folder = folder.canonicalize().map_err(FileError::when(folder, "open the folder"))?;
-        Ok(Self { folder, options, scanned: Mutex::new(None) })
+        let identity = identity_of(&folder)?;
+        Ok(Self { folder, options, identity, scanned: Mutex::new(None) })
+    }
+
+    /// Checks that its folder is the one that was opened. Its file system may have been unmounted since, which leaves a
+    /// folder of the same name that must not be taken for an empty repository, or written to.
+    ///
+    /// # Errors
+    /// Another folder, or none.
+    pub(crate) fn check_folder(&self) -> Result<(), FileError> {
+        if identity_of(&self.folder)? == self.identity {
+            return Ok(());
+        }
+        let gone = io::Error::other("another folder is in its place, or its file system has been unmounted");
+        Err(FileError::when(&self.folder, "go on in the folder")(gone))
     }
 
     /// Its folder, without links.
@@ -159,6 +174,7 @@ impl Repository {
 
     /// As [`lock_structure`](Self::lock_structure), but no longer than until the abort.
     pub(crate) fn lock_structure_until(&self, abort: &Abort) -> Result<StructureLock, FileError> {
+        self.check_folder()?;
         let state = self.state();
         match fs::create_dir(&state) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => check_is_folder(&state)?,
@@ -175,7 +191,10 @@ impl Repository {
         let start = Instant::now();
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(StructureLock { _file: file, abort: abort.clone() }),
+                Ok(()) => {
+                    self.check_folder()?;
+                    return Ok(StructureLock { _file: file, abort: abort.clone() });
+                }
                 Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => {
                     let slept = abort.sleep(Duration::from_millis(2));
                     slept
@@ -225,6 +244,11 @@ impl Repository {
         }
         Ok(records)
     }
+}
+
+fn identity_of(folder: &Path) -> Result<(u64, u64), FileError> {
+    let found = fs::metadata(folder).map_err(FileError::when(folder, "look at the folder"))?;
+    Ok((found.dev(), found.ino()))
 }
 
 /// Refuses a state folder that is a link: what is done in it would be done somewhere else.

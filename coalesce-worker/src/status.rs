@@ -76,6 +76,9 @@ pub struct RepositoryStatus {
     pub free_bytes: u64,
     /// Bytes that its files occupy.
     pub physical_bytes: u64,
+    /// Why it cannot be reached; then sizes and counts are of when it could.
+    #[serde(default)]
+    pub unreachable: Option<String>,
     /// When it was scanned last, in seconds since 1970.
     pub last_scan: Option<u64>,
     /// What went wrong last.
@@ -173,6 +176,7 @@ pub(crate) fn example() -> Status {
         deepest_chain: 9,
         free_bytes: 11 << 30,
         physical_bytes: 13 << 30,
+        unreachable: None,
         last_scan: Some(1_800_000_000),
         last_error: Some("/sr/odd.vhd: cannot open it".into()),
         bytes_moved_total: 17 << 30,

@@ -86,6 +86,8 @@ impl Survey {
     /// As [`of`](Self::of), but no longer than until the abort: that is an error, or what has not been planned by then waits.
     pub(crate) fn until(repository: &Repository, abort: &Abort) -> Result<Self, SurveyError> {
         let mut folder = repository.scan_until(abort)?;
+        // What was listed is the folder's content only if that was there until the end.
+        repository.check_folder()?;
         let obsolete: HashSet<PathBuf> = repository.obsolete()?.into_iter().collect();
         let interrupted = repository.interrupted()?;
         if !Forest::of(&folder, &obsolete).isolated().is_empty()

@@ -198,7 +198,7 @@ impl Watch {
 
     /// Makes sure that it is still the folder of that name which is watched, and not one that it hides: another file
     /// system may have been mounted there.
-    fn watch_again(&mut self) {
+    pub(crate) fn watch_again(&mut self) {
         for index in 0..self.folders.len() {
             let number = add(&self.inotify, &self.folders[index], self.closing);
             let before = std::mem::replace(&mut self.folders[index].number, number);

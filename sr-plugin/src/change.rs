@@ -155,6 +155,8 @@ impl<'a> Locked<'a> {
         match work() {
             Ok(result) => {
                 self.settle(intent)?;
+                // What has gone with its file system meanwhile is not done, whatever it looked like.
+                self.sr.check_present()?;
                 self.end()?;
                 Ok(result)
             }

@@ -88,7 +88,7 @@ pub fn call(extension: &Extension, words: &[String]) -> ExitCode {
 
 fn chosen(host: &Host, sr: Option<&String>) -> Result<Vec<Sr>, Failure> {
     match sr {
-        Some(sr) => Ok(vec![host.sr(sr)?]),
+        Some(sr) => Ok(vec![host.attached_as(sr)?]),
         None => host.attached(),
     }
 }

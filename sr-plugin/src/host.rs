@@ -41,6 +41,9 @@ pub struct Attached {
     /// The folder that its device is mounted at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mounted: Option<PathBuf>,
+    /// The mount that the folder is on: on another, it is not the repository's. Unknown where an earlier version has attached it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount: Option<PathBuf>,
     /// The configuration that it was attached with.
     pub configuration: BTreeMap<String, String>,
 }
@@ -84,15 +87,28 @@ impl Host {
         self.settings.state.join(format!("{sr}.sock"))
     }
 
-    /// Finds an attached repository.
+    /// Where is recorded which worker was started for a repository.
+    pub(crate) fn worker_record_of(&self, sr: Uuid) -> PathBuf {
+        self.settings.state.join(format!("{sr}.worker"))
+    }
+
+    /// Finds an attached repository, and keeps its file system where it is.
+    ///
+    /// # Errors
+    /// One that is not attached, or that is not there; a record that cannot be read.
+    pub fn sr(&self, sr: &str) -> Result<Sr, Failure> {
+        self.attached_as(sr)?.hold()
+    }
+
+    /// As [`sr`](Self::sr), whether its folder is there or not.
     ///
     /// # Errors
     /// One that is not attached; a record that cannot be read.
-    pub fn sr(&self, sr: &str) -> Result<Sr, Failure> {
+    pub fn attached_as(&self, sr: &str) -> Result<Sr, Failure> {
         self.find(sr)?.ok_or_else(|| Failure::sr_not_attached(sr))
     }
 
-    /// As [`sr`](Self::sr); `None` where it is not attached.
+    /// As [`attached_as`](Self::attached_as); `None` where it is not attached.
     ///
     /// # Errors
     /// A record that cannot be read.

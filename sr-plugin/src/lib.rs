@@ -7,7 +7,7 @@
 //!         ├─ Host      settings, and which repositories are attached: forgotten when the host restarts
 //!         ├─ Sr        an attached repository: a folder of images
 //!         │    ├─ Metadata   KEY.vhd.json beside KEY.vhd: name, description, keys
-//!         │    ├─ tracking   KEY.vhd.cbt: which blocks each snapshot has frozen
+//!         │    ├─ tracking   KEY.vhd.cbt: which blocks each snapshot has frozen; KEY.vhd.held: which one held whose data is gone
 //!         │    ├─ trees      .sr.trees: which volumes may share data, a hint
 //!         │    └─ Locked     one call at a time changes something; a killed one is finished by the next
 //!         ├─ coalesce_worker::Repository   snapshot, revert, compose, resize, delete: journaled

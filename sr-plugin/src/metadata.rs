@@ -26,6 +26,9 @@ pub struct Metadata {
     pub description: String,
     /// A snapshot: nobody writes to it.
     pub read_only: bool,
+    /// The volume that it is a snapshot of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_of: Option<String>,
     /// Several may use it at once.
     pub sharable: bool,
     /// What the toolstack has put there, unchanged.

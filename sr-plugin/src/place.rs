@@ -23,6 +23,14 @@ const TOOLS: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// How much of either end of a device is looked at for data.
 const EDGE: usize = 64 << 10;
 
+/// Trees of folders that belong to the system.
+const OF_THE_SYSTEM: &[&str] =
+    &["/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/sbin", "/sys", "/usr"];
+/// A file system for any use within one of them.
+const SHARED_MEMORY: &str = "/dev/shm";
+/// Folders that are no place for a repository, though what is in them is.
+const TOO_HIGH: &[&str] = &["/", "/run", "/var", SHARED_MEMORY];
+
 /// Where a repository is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -74,14 +82,19 @@ impl Place {
     /// What the system answers; a device with something that is no file system.
     pub(crate) fn make(&self) -> Result<(), Failure> {
         match self {
-            Self::Folder(folder) => match fs::create_dir(folder) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-                made => {
-                    made.map_err(Failure::io(folder, "make the folder"))?;
-                    Ok(sync_folder(vhd_core::folder_of(folder))?)
+            Self::Folder(folder) => {
+                check_folder(folder)?;
+                match fs::create_dir(folder) {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                    made => {
+                        made.map_err(Failure::io(folder, "make the folder"))?;
+                        Ok(sync_folder(vhd_core::folder_of(folder))?)
+                    }
                 }
-            },
+            }
             Self::Device(device) => {
+                check_device(device)?;
+                check_unmounted(device)?;
                 if type_on(device)?.is_none() {
                     make_file_system(device)?;
                 }
@@ -117,7 +130,7 @@ impl Place {
 
     fn open_with(&self, host: &Host, sr: Uuid, options: &str) -> Result<Open, Failure> {
         match self {
-            Self::Folder(folder) => match folder.canonicalize() {
+            Self::Folder(folder) => match check_folder(folder).map(|()| folder.canonicalize())? {
                 Ok(folder) if folder.is_dir() => Ok(Open { folder, mounted: None, ours: false }),
                 _ => Err(Failure::sr_does_not_exist(&folder.display().to_string())),
             },
@@ -126,6 +139,15 @@ impl Place {
                 fs::create_dir_all(&folder).map_err(Failure::io(&folder, "make the folder to mount at"))?;
                 let folder = folder.canonicalize().map_err(Failure::io(&folder, "find it"))?;
                 let ours = !is_mounted(&folder)?;
+                if ours
+                    && let Err(failure) = check_device(device).and_then(|()| match options {
+                        "rw" => check_unmounted(device),
+                        _ => Ok(()),
+                    })
+                {
+                    let _ = fs::remove_dir(&folder);
+                    return Err(failure);
+                }
                 if ours
                     && let Err(failure) =
                         run(Command::new("mount").args(["-o", options, "--"]).arg(device).arg(&folder))
@@ -144,6 +166,10 @@ impl Place {
     /// # Errors
     /// A place that cannot be reached.
     pub(crate) fn find_uuid(&self, host: &Host) -> Result<Uuid, Failure> {
+        if let Self::Device(device) = self {
+            check_device(device)?;
+            check_unmounted(device)?;
+        }
         let open = self.open_to_look(host)?;
         let found = uuid_of(open.folder(), self);
         open.close()?;
@@ -171,12 +197,15 @@ pub(crate) fn uuid_of(folder: &Path, place: &Place) -> Result<Uuid, Failure> {
 
 /// Tells whether a folder is a repository: ours, or one that another tool has made.
 pub(crate) fn is_repository(folder: &Path) -> bool {
+    SrRecord::read(folder).is_ok_and(|record| record.is_some()) || holds_images(folder)
+}
+
+/// Tells whether there are images in a folder.
+pub(crate) fn holds_images(folder: &Path) -> bool {
     let is_image = |path: &Path| {
         path.extension().is_some_and(|extension| extension == "vhd") && Image::open(path, Lock::None).is_ok()
     };
-    let has_images =
-        || fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|entry| is_image(&entry.path())));
-    SrRecord::read(folder).is_ok_and(|record| record.is_some()) || has_images()
+    fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|entry| is_image(&entry.path())))
 }
 
 impl Open {
@@ -306,10 +335,56 @@ pub(crate) fn space(folder: &Path) -> Result<(i64, i64), Failure> {
     Ok((bytes(stat.f_bavail), bytes(stat.f_blocks)))
 }
 
+/// The folder that a URI names. What leads to another than it seems to is none: a host, an escaped slash, or `..`.
 fn folder_of_uri(uri: &str) -> Option<PathBuf> {
-    let path = uri.strip_prefix("file://")?;
-    let path = PathBuf::from(OsString::from_vec(percent_decode_str(path).collect()));
-    path.is_absolute().then_some(path)
+    let path = uri.strip_prefix("file://").filter(|path| path.starts_with('/'))?;
+    let decode = |part: &str| Some(percent_decode_str(part).collect::<Vec<u8>>()).filter(|part| part != b"..");
+    let parts: Vec<Vec<u8>> = path.split('/').map(decode).collect::<Option<_>>()?;
+    let is_plain = |part: &Vec<u8>| !part.contains(&b'/') && !part.contains(&0);
+    parts.iter().all(is_plain).then(|| OsString::from_vec(parts.join(&b'/')).into())
+}
+
+/// Refuses folders that belong to the system, wherever links lead: a repository makes, hides and deletes files by their
+/// names, and its worker takes all images of a folder for its own.
+fn check_folder(folder: &Path) -> Result<(), Failure> {
+    let real = folder.canonicalize().or_else(|_| {
+        let above = folder.parent().unwrap_or(folder).canonicalize()?;
+        Ok(folder.file_name().map_or(above.clone(), |name| above.join(name)))
+    });
+    // What is not there is told of when it is opened.
+    let Ok(real) = real.map_err(|_: io::Error| ()) else { return Ok(()) };
+    let is_systems = OF_THE_SYSTEM.iter().any(|system| real.starts_with(system)) && !real.starts_with(SHARED_MEMORY);
+    if is_systems || TOO_HIGH.iter().any(|high| real == Path::new(high)) {
+        let detail = format!("{} belongs to the system; choose a folder for images alone, as in /srv", real.display());
+        return Err(Failure::numbered(Number::BadRequest, detail));
+    }
+    Ok(())
+}
+
+/// Refuses what is no block device: a file would be taken for one by the tools, and a new file system be made in it.
+fn check_device(device: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::FileTypeExt;
+    if fs::metadata(device).is_ok_and(|found| found.file_type().is_block_device()) {
+        return Ok(());
+    }
+    Err(Failure::numbered(Number::BadRequest, format!("device: {}: no block device", device.display())))
+}
+
+/// Refuses a device that is mounted elsewhere: its folders belong to whatever has mounted it.
+fn check_unmounted(device: &Path) -> Result<(), Failure> {
+    let real = device.canonicalize().map_err(Failure::io(device, "find it"))?;
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let words = mounts.lines().filter_map(|line| line.split_once(' '));
+    // The kernel names a root device as it was told at its start.
+    let same = |source: &str| Path::new(source).canonicalize().is_ok_and(|source| source == real);
+    match words.into_iter().find(|(source, _)| source.starts_with('/') && same(source)) {
+        Some((_, at)) => {
+            let at = at.split(' ').next().unwrap_or_default();
+            let detail = format!("{} is mounted at {at}; unmount it, or give a folder as uri", device.display());
+            Err(Failure::numbered(Number::SrInUse, detail))
+        }
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -329,6 +404,11 @@ mod tests {
             &[("uri", "/srv")],
             &[("uri", "nfs://host/srv")],
             &[("uri", "file://host/srv")],
+            &[("uri", "file://%2fsrv")],
+            &[("uri", "file:///srv/a%2Fb")],
+            &[("uri", "file:///srv/%2e%2E/a")],
+            &[("uri", "file:///srv/../a")],
+            &[("uri", "file:///srv/%00")],
             &[("device", "sdb")],
             &[("uri", "file:///srv"), ("device", "/dev/sdb")],
         ] {

@@ -60,7 +60,7 @@ fn in_folder(place: &Place, folder: &Path, configuration: &Configuration) -> Res
     let uuid = place::uuid_of(folder, place)?;
     let mut complete = configuration.clone();
     complete.insert("sr_uuid".into(), uuid.to_string());
-    let sr = Some(stat_of(folder, uuid)?);
+    let sr = Some(stat_of(folder, uuid));
     Ok(vec![ProbeResult { configuration: complete, complete: true, sr, extra_info: BTreeMap::new() }])
 }
 

@@ -1,13 +1,15 @@
 //! An attached repository: its folder, what describes it there, and the lock that changes are made under.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt::Display;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use coalesce_worker::{Recovered, Repository};
+use coalesce_worker::{Gone, HeldFolder, Recovered, Repository, mount_of};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -31,6 +33,8 @@ const DEPTH_LIMIT: u32 = 30;
 pub struct Sr {
     uuid: Uuid,
     attached: Attached,
+    /// Its folder, held open.
+    held: Option<Arc<HeldFolder>>,
 }
 
 /// What describes a repository, in its folder: `sr.json`.
@@ -98,7 +102,54 @@ struct Sizes {
 impl Sr {
     /// A repository as it was attached.
     pub fn new(uuid: Uuid, attached: Attached) -> Self {
-        Self { uuid, attached }
+        Self { uuid, attached, held: None }
+    }
+
+    /// Keeps its file system where it is as long as the answer lives.
+    ///
+    /// # Errors
+    /// As [`check_present`](Self::check_present).
+    pub fn hold(self) -> Result<Self, Failure> {
+        let held = HeldFolder::open(self.folder()).map_err(|error| self.unreachable(&error))?;
+        let sr = Self { held: Some(Arc::new(held)), ..self };
+        sr.check_present()?;
+        Ok(sr)
+    }
+
+    /// Lets its file system go.
+    pub fn release(self) -> Self {
+        Self { held: None, ..self }
+    }
+
+    /// Checks that the folder is the repository's: on the mount that it was on when it was attached, and with the record of
+    /// who it is. Where its file system has gone, another folder of that name may be there.
+    ///
+    /// # Errors
+    /// A folder that is not there or another; one that says to be somebody else, or nothing.
+    pub fn check_present(&self) -> Result<(), Failure> {
+        if let Some(mount) = &self.attached.mount {
+            let now = mount_of(self.folder()).map_err(|error| self.unreachable(&error))?;
+            if now != *mount {
+                let gone = Gone { folder: self.folder().into(), mount: mount.clone() };
+                return Err(self.unreachable(&gone));
+            }
+            let recorded = SrRecord::read(self.folder()).map_err(|failure| self.unreachable(&failure))?;
+            match recorded.and_then(|record| record.uuid) {
+                Some(uuid) if uuid == self.uuid => {}
+                Some(other) => return Err(self.unreachable(&format!("{}: holds {other}", self.folder().display()))),
+                None => return Err(self.unreachable(&format!("{}: sr.json is missing", self.folder().display()))),
+            }
+        }
+        self.held.iter().try_for_each(|held| held.check().map_err(|error| self.unreachable(&error)))
+    }
+
+    /// What is wrong with the folder, and what to do.
+    fn unreachable(&self, what: &dyn Display) -> Failure {
+        let advice = match self.mounted() {
+            Some(_) => "SR.attach mounts its device again",
+            None => "mount its file system again; if it is to be elsewhere from now on, detach and attach it",
+        };
+        Failure::numbered(Number::SrUnavailable, format!("{} is unreachable: {what}; {advice}", self.uuid))
     }
 
     /// Who it is to the toolstack.
@@ -149,6 +200,8 @@ impl Sr {
     pub fn lock(&self) -> Result<Locked<'_>, Failure> {
         let (path, file) = self.open_lock()?;
         file.lock().map_err(Failure::io(&path, "lock the repository"))?;
+        // It may have gone while others were waited for.
+        self.check_present()?;
         Locked::new(self, file)
     }
 
@@ -159,7 +212,10 @@ impl Sr {
     pub fn try_lock(&self) -> Result<Option<Locked<'_>>, Failure> {
         let (path, file) = self.open_lock()?;
         match file.try_lock() {
-            Ok(()) => Locked::new(self, file).map(Some),
+            Ok(()) => {
+                self.check_present()?;
+                Locked::new(self, file).map(Some)
+            }
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(Failure::io(&path, "lock the repository")(error)),
         }
@@ -193,6 +249,7 @@ impl Sr {
             store::remove(&node.path)?;
         }
         for key in self.keys_with_metadata()? {
+            self.remove_changes(&key)?;
             self.remove_metadata(&key)?;
         }
         drop(locked);
@@ -218,12 +275,17 @@ impl Sr {
         Ok(self.folder().join(format!("{key}.vhd")))
     }
 
-    /// Opens a volume's image to look at it; `None` where there is none, or one that is no volume.
+    /// Opens a volume's image to look at it; `None` where there is none, or one that is no volume: what is a link is none, for
+    /// it would be an image of another place, or a second key of one volume.
     ///
     /// # Errors
     /// A damaged image.
     pub fn image(&self, key: &str) -> Result<Option<Image<ReadOnly>>, Failure> {
-        match Image::open(&self.image_path(key)?, Lock::None) {
+        let path = self.image_path(key)?;
+        if !is_file(&path)? {
+            return Ok(None);
+        }
+        match Image::open(&path, Lock::None) {
             Err(OpenError::Storage(error)) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
             image => Ok(Some(image?).filter(|image| !image.footer().hidden())),
         }
@@ -235,7 +297,7 @@ impl Sr {
     /// A key that no volume can have.
     pub fn has_image(&self, key: &str) -> Result<bool, Failure> {
         let path = self.image_path(key)?;
-        Ok(self.image(key).map_or_else(|_| path.exists(), |image| image.is_some()))
+        Ok(self.image(key).map_or_else(|_| is_file(&path).unwrap_or(true), |image| image.is_some()))
     }
 
     /// What is known of a volume that there is.
@@ -249,6 +311,7 @@ impl Sr {
         let metadata = self.metadata(key)?.filter(|metadata| !metadata.gone);
         let is_there = metadata.as_ref().is_some_and(|metadata| metadata.data_destroyed.is_some());
         if !is_there && self.image(key)?.is_none() {
+            self.check_present()?;
             return Err(Failure::volume_does_not_exist(key));
         }
         Ok(metadata.unwrap_or_else(|| Metadata::of_foreign(key)))
@@ -294,7 +357,7 @@ impl Sr {
         let (mut volumes, mut gone) = (Vec::new(), Vec::new());
         let mut with_image = HashSet::new();
         for (_, node) in folder.nodes().filter(|(_, node)| !node.hidden && node.disk_type.is_some()) {
-            let Some(key) = key_of(&node.path) else { continue };
+            let Some(key) = key_of(&node.path).filter(|_| is_file(&node.path).unwrap_or(true)) else { continue };
             let known = self.metadata(&key).ok().flatten().filter(|metadata| !metadata.gone);
             // Of one that has been destroyed since the look nothing is known any more.
             if known.is_none() && matches!(self.image(&key), Ok(None)) {
@@ -325,6 +388,7 @@ impl Sr {
             };
             volumes.push(self.described(&key, metadata, Sizes { disk: size, file: 0 }));
         }
+        self.check_present()?;
         Ok(Listed { volumes, gone })
     }
 
@@ -353,6 +417,14 @@ impl Sr {
             volume_type: metadata.data_destroyed.map(|_| VolumeType::ChangedBlocks),
             cbt_enabled: metadata.tracking.is_some(),
         }
+    }
+}
+
+/// Tells whether a path names a file, and no link to one.
+pub(crate) fn is_file(path: &Path) -> Result<bool, Failure> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        found => Ok(found.map_err(Failure::io(path, "look at it"))?.is_file()),
     }
 }
 

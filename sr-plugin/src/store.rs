@@ -25,12 +25,15 @@ pub(crate) fn open_writable(path: &Path) -> io::Result<File> {
     File::options().create(true).truncate(false).write(true).custom_flags(flags.bits().cast_signed()).open(path)
 }
 
-/// Reads all of a file, unless it is none or longer than any of ours can be.
+/// Reads all of a file, unless it is none or longer than any of ours can be; what is a link is none.
 ///
 /// # Errors
 /// What the system answers.
 pub(crate) fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
+    let file = File::options()
+        .read(true)
+        .custom_flags((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed())
+        .open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() > MOST_BYTES {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "no regular file of less than 64 MiB"));

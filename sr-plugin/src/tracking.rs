@@ -4,11 +4,13 @@
 //! image, which blocks those are is stored with the snapshot, `KEY.vhd.cbt`: a bit for each 64 KiB. So the changes between
 //! any two snapshots of a volume are the union of what is stored with those in between, whatever merges and deletions do
 //! to the images. Every step errs to the side of too many blocks: of a volume that has another image than it was left with,
-//! or that a merge takes blocks out of, all counts that its whole chain holds.
+//! or that a merge takes blocks out of, all counts that its whole chain holds, and all that the snapshot holds since which
+//! changes count: two disks cannot differ where neither holds anything. Of a snapshot whose data goes, `KEY.vhd.held` keeps
+//! which blocks those are.
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use coalesce_worker::Repository;
 use uuid::Uuid;
@@ -16,6 +18,7 @@ use vhd_core::{Chain, ChainOptions, Extents, Image, Layer, ReadOnly, SECTOR_SIZE
 
 use crate::change::Locked;
 use crate::failure::{Failure, Number};
+use crate::log::{self, Severity};
 use crate::metadata::{Metadata, Tracking};
 use crate::sr::Sr;
 use crate::store;
@@ -104,18 +107,44 @@ impl Blocks {
     }
 }
 
+/// Reads which blocks are stored in a file; `None` where there is none.
+fn read_blocks(path: &Path) -> Result<Option<Blocks>, Failure> {
+    match store::read_bytes(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        bytes => Ok(Some(Blocks(bytes.map_err(Failure::io(path, "read it"))?))),
+    }
+}
+
 impl Sr {
     fn changes_path(&self, key: &str) -> PathBuf {
         self.folder().join(format!("{key}.vhd.cbt"))
     }
 
+    fn content_path(&self, key: &str) -> PathBuf {
+        self.folder().join(format!("{key}.vhd.held"))
+    }
+
     /// What is stored with a snapshot; or with a volume, whose last snapshot has been destroyed since.
     fn stored_changes(&self, key: &str) -> Result<Blocks, Failure> {
-        let path = self.changes_path(key);
-        match store::read_bytes(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Blocks::default()),
-            bytes => Ok(Blocks(bytes.map_err(Failure::io(&path, "read it"))?)),
+        Ok(read_blocks(&self.changes_path(key))?.unwrap_or_default())
+    }
+
+    /// Removes what is stored with a volume or snapshot.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub(crate) fn remove_changes(&self, key: &str) -> Result<(), Failure> {
+        store::remove(&self.content_path(key))?;
+        store::remove(&self.changes_path(key))
+    }
+
+    /// Finds the blocks of which a snapshot holds, or held, something; `None` where nobody knows.
+    fn content(&self, key: &str) -> Result<Option<Blocks>, Failure> {
+        if self.image(key)?.is_some() {
+            let chain = Chain::open(&self.image_path(key)?, &ChainOptions::default())?;
+            return Blocks::held_by_layers(chain.layers()).map(Some);
         }
+        read_blocks(&self.content_path(key))
     }
 
     fn tracking(&self, key: &str) -> Result<Option<Tracking>, Failure> {
@@ -129,8 +158,22 @@ impl Sr {
         if !metadata.read_only && self.image(key)?.is_some() {
             let tracking = metadata.tracking.unwrap_or_default();
             let chain = Chain::open(&self.image_path(key)?, &ChainOptions::default())?;
-            let layers = if self.holds_own_changes(&chain, &tracking)? { 1 } else { chain.layers().len() };
-            blocks.add_all(&Blocks::held_by_layers(&chain.layers()[..layers])?);
+            blocks.add_all(&match self.holds_own_changes(&chain, &tracking)? {
+                true => Blocks::held_by_layers(&chain.layers()[..1])?,
+                false => self.all_that_may_differ(&chain, &tracking)?,
+            });
+        }
+        Ok(blocks)
+    }
+
+    /// Finds the blocks in which a volume of any content may differ from the snapshot before it.
+    fn all_that_may_differ(&self, chain: &Chain, tracking: &Tracking) -> Result<Blocks, Failure> {
+        let mut blocks = Blocks::held_by_layers(chain.layers())?;
+        if let Some(previous) = &tracking.previous {
+            match self.content(previous)? {
+                Some(content) => blocks.add_all(&content),
+                None => blocks.add(SectorRange::new(Sector(0), chain.sectors())),
+            }
         }
         Ok(blocks)
     }
@@ -195,7 +238,7 @@ impl Locked<'_> {
         let chain = Chain::open(&sr.image_path(key)?, &ChainOptions::default())?;
         if !sr.holds_own_changes(&chain, tracking)? {
             let mut changes = sr.stored_changes(key)?;
-            changes.add_all(&Blocks::held_by_layers(chain.layers())?);
+            changes.add_all(&sr.all_that_may_differ(&chain, tracking)?);
             store::write_bytes(&sr.changes_path(key), &changes.0)?;
             tracking.image = chain.top().as_vhd().map(|image| image.footer().unique_id());
             sr.set_metadata(key, &metadata)?;
@@ -243,7 +286,7 @@ impl Locked<'_> {
                 sr.set_metadata(key, &Metadata { read_only, tracking, gone: true, ..Metadata::default() })
             }
             _ => {
-                store::remove(&sr.changes_path(key))?;
+                sr.remove_changes(key)?;
                 sr.remove_metadata(key)
             }
         }
@@ -275,10 +318,29 @@ impl Locked<'_> {
                 store::write_bytes(&sr.changes_path(&next), &changes.0)?;
                 sr.set_metadata(&next, &of_next)?;
             }
-            store::remove(&sr.changes_path(key))?;
+            sr.remove_changes(key)?;
             sr.remove_metadata(key)?;
         }
         Ok(())
+    }
+
+    /// Keeps which blocks a tracked snapshot holds, before its data goes.
+    pub(crate) fn keep_content(&self, key: &str) {
+        let keep = || -> Result<(), Failure> {
+            let sr = self.sr();
+            let is_tracked = |metadata: &Metadata| metadata.read_only && metadata.tracking.is_some();
+            if sr.metadata(key)?.as_ref().is_some_and(is_tracked)
+                && sr.image(key)?.is_some()
+                && let Some(content) = sr.content(key)?
+            {
+                store::write_bytes(&sr.content_path(key), &content.0)?;
+            }
+            Ok(())
+        };
+        if let Err(failure) = keep() {
+            // What is not known counts as all of the disk; and what makes room must not fail for want of it.
+            log::line(Severity::Error, &format!("{key}: what it holds is not kept: {failure}"));
+        }
     }
 
     /// From now on the changes of a volume are those since `snapshot`, or nobody knows since when.

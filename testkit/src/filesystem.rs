@@ -1,6 +1,6 @@
 //! File systems for tests, as root.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -69,6 +69,30 @@ impl MountedImage {
     pub fn path(&self) -> &Path {
         &self.mount.path
     }
+
+    /// Unmounts it: its content is away until it is [back](Self::back).
+    ///
+    /// # Panics
+    /// If it is in use.
+    pub fn away(&mut self) {
+        self.mount.away(&[]);
+    }
+
+    /// Takes it out of the tree of folders though it is in use.
+    ///
+    /// # Panics
+    /// If that cannot be done.
+    pub fn away_lazily(&mut self) {
+        self.mount.away(&["--lazy"]);
+    }
+
+    /// Mounts it again.
+    ///
+    /// # Panics
+    /// If that cannot be done.
+    pub fn back(&mut self) {
+        self.mount.back();
+    }
 }
 
 /// A file system in memory that is soon full, mounted until this is dropped.
@@ -100,18 +124,35 @@ impl Tmpfs {
 #[derive(Debug)]
 struct Mount {
     path: PathBuf,
+    arguments: Vec<OsString>,
+    is_there: bool,
 }
 
 impl Mount {
     fn new(path: PathBuf, arguments: &[&OsStr]) -> Self {
         std::fs::create_dir(&path).expect("the folder is writable");
-        run(Command::new("mount").args(arguments).arg(&path));
-        Self { path }
+        let arguments = arguments.iter().map(Into::into).collect();
+        let mut mount = Self { path, arguments, is_there: false };
+        mount.back();
+        mount
+    }
+
+    fn back(&mut self) {
+        run(Command::new("mount").args(&self.arguments).arg(&self.path));
+        self.is_there = true;
+    }
+
+    fn away(&mut self, options: &[&str]) {
+        run(Command::new("umount").args(options).arg(&self.path));
+        self.is_there = false;
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
+        if !self.is_there {
+            return;
+        }
         let unmounted = |options: &[&str]| Command::new("umount").args(options).arg(&self.path).output();
         if unmounted(&[]).is_ok_and(|output| output.status.success()) {
             return;

@@ -56,7 +56,7 @@ impl Publisher {
         if let Some(rrd) = &mut self.rrd {
             // This format has no word for a value that is not known.
             let mut known = status.clone();
-            known.repositories.retain(|repository| repository.last_scan.is_some());
+            known.repositories.retain(|repository| repository.last_scan.is_some() && repository.unreachable.is_none());
             rrd.update(&known, SystemTime::now())?;
         }
         Ok(())

@@ -40,6 +40,8 @@ pub(super) enum Ended {
     Stopped,
     /// The repository cannot be collected.
     Failed,
+    /// Its folder is not there: nothing tells when it is again.
+    Unreachable,
 }
 
 /// A collection that is over.
@@ -182,6 +184,7 @@ impl Schedule {
         match ended {
             Ended::Stopped => (self.asked, self.again) = (false, None),
             Ended::Failed => {}
+            Ended::Unreachable => self.again = Some(now + FIRST_AGAIN.min(self.poll)),
             Ended::Progress => self.again = Some(now),
             Ended::Nothing { .. } if self.overlapped || was_asked => self.again = Some(now),
             Ended::Nothing { .. } if before != after => {

@@ -17,6 +17,7 @@ use super::schedule::{Ended, Next, Schedule};
 use crate::abort::{Abort, Aborted};
 use crate::budget::Budget;
 use crate::collect::{CollectError, CollectOptions, Collected};
+use crate::mounts::{Gone, HeldFolder, holds_images, mount_of};
 use crate::repository::Repository;
 use crate::status::Entry;
 use crate::survey::with_causes;
@@ -38,6 +39,8 @@ pub(super) struct Worker {
     stop: Mutex<Abort>,
     /// Kept open, so that what has not changed is not read again; `None` while it cannot be opened.
     repository: Mutex<Option<Arc<Repository>>>,
+    /// The mount that its folder was on when images were seen there last: an empty folder on another is none of theirs.
+    mount: Mutex<Option<PathBuf>>,
     last_error: Mutex<String>,
     asked: AtomicBool,
     collections: AtomicU32,
@@ -47,6 +50,8 @@ pub(super) struct Worker {
 /// Why a repository is not collected.
 #[derive(Debug, thiserror::Error)]
 enum Trouble {
+    #[error(transparent)]
+    Gone(#[from] Gone),
     #[error(transparent)]
     Open(#[from] FileError),
     #[error(transparent)]
@@ -79,6 +84,7 @@ impl Worker {
             abort: abort.clone(),
             stop: Mutex::new(abort.child()),
             repository: Mutex::default(),
+            mount: Mutex::default(),
             last_error: Mutex::default(),
             asked: AtomicBool::new(false),
             collections: AtomicU32::new(0),
@@ -121,12 +127,16 @@ impl Worker {
     pub(super) fn work(&self, mut watch: Watch, poll: Duration, collected: &Sender<()>) {
         let (tell, reports) = mpsc::channel::<Report>();
         let mut schedule = Schedule::new(poll);
-        let mut changed = false;
+        let (mut changed, mut unreachable) = (false, false);
         thread::scope(|scope| {
             loop {
                 for Report { ended, took, before } in reports.try_iter() {
                     // What others have done meanwhile shows in what the folder looks like.
                     watch.forget();
+                    if std::mem::replace(&mut unreachable, ended == Ended::Unreachable) {
+                        // A mount that has come back has caused no event in the folder that it covers.
+                        watch.watch_again();
+                    }
                     schedule.ended(Instant::now(), took, ended, before, Fingerprint::of(&self.folder));
                     // Nobody is left who would listen when the process ends.
                     let _ = collected.send(());
@@ -176,10 +186,7 @@ impl Worker {
                 tracing::info!(repository = %self.folder.display(), "stopped");
                 Ended::Stopped
             }
-            Err(trouble) => {
-                self.fail(&trouble);
-                Ended::Failed
-            }
+            Err(trouble) => self.fail(&trouble),
         };
         let took = start.elapsed();
         tracing::debug!(repository = %self.folder.display(), beside, ?ended, ?took, "collected");
@@ -187,6 +194,7 @@ impl Worker {
     }
 
     fn try_to_collect(&self, beside: bool, stop: &Abort) -> Result<Collected, Trouble> {
+        let _held = self.hold()?;
         let repository = self.repository()?;
         let board = if beside { self.entry.beside() } else { self.entry.clone() };
         let options = CollectOptions {
@@ -200,9 +208,27 @@ impl Worker {
         Ok(repository.collect(&options)?)
     }
 
+    /// Keeps the folder's file system where it is, which must be the one on which the images are.
+    fn hold(&self) -> Result<HeldFolder, Trouble> {
+        let held = HeldFolder::open(&self.folder)?;
+        let now = mount_of(&self.folder)?;
+        let mut mount = locked(&self.mount);
+        match mount.take() {
+            // One that has been mounted over the folder since is what it holds now.
+            Some(before) if before != now && before.starts_with(&now) => {
+                *mount = Some(before.clone());
+                Err(Gone { folder: self.folder.clone(), mount: before }.into())
+            }
+            before => {
+                *mount = if holds_images(&self.folder) { Some(now) } else { before.filter(|before| *before == now) };
+                Ok(held)
+            }
+        }
+    }
+
     fn repository(&self) -> Result<Arc<Repository>, FileError> {
         let mut open = locked(&self.repository);
-        if let Some(repository) = &*open {
+        if let Some(repository) = open.as_ref().filter(|repository| repository.check_folder().is_ok()) {
             return Ok(Arc::clone(repository));
         }
         let (repository, recovered) = Repository::open(&self.folder, self.merging.parents.clone())?;
@@ -226,16 +252,23 @@ impl Worker {
         Ended::Nothing { waits: !(collected.waiting.is_empty() && collected.failed.is_empty()) }
     }
 
-    /// Reports what hinders all of the repository; in the log, only once.
-    fn fail(&self, trouble: &Trouble) {
+    /// Reports what hinders all of the repository; where that has not changed, only once.
+    fn fail(&self, trouble: &Trouble) -> Ended {
         *locked(&self.repository) = None;
-        self.entry.failed(trouble);
+        let is_gone = matches!(trouble, Trouble::Gone(_)) || Fingerprint::of(&self.folder).is_none();
         let text = with_causes(trouble);
         let mut last = locked(&self.last_error);
+        if *last != text || !is_gone {
+            self.entry.failed(trouble);
+        }
+        if is_gone {
+            self.entry.unreachable(trouble);
+        }
         if *last != text {
             tracing::error!(repository = %self.folder.display(), error = text, "cannot be collected; will be tried again");
             *last = text;
         }
+        if is_gone { Ended::Unreachable } else { Ended::Failed }
     }
 }
 

@@ -66,6 +66,12 @@ const OF_REPOSITORY: &[Metric<RepositoryStatus>] = &[
         value: |repository| Some(repository.errors_total),
     },
     Metric {
+        name: "vhd_coalesce_unreachable",
+        kind: "gauge",
+        help: "Whether the repository cannot be reached, as when its file system is not mounted.",
+        value: |repository| Some(u64::from(repository.unreachable.is_some())),
+    },
+    Metric {
         name: "vhd_coalesce_runs",
         kind: "gauge",
         help: "Runs of images that are being merged.",
@@ -129,9 +135,9 @@ const OF_REPOSITORY: &[Metric<RepositoryStatus>] = &[
     },
 ];
 
-/// What a scan finds is not known before there was one, and is no zero then.
+/// What a scan finds is not known before there was one, or where the folder cannot be reached, and is no zero then.
 fn scanned(repository: &RepositoryStatus, value: u64) -> Option<u64> {
-    repository.last_scan.map(|_| value)
+    repository.last_scan.filter(|_| repository.unreachable.is_none()).map(|_| value)
 }
 
 /// Puts a status into Prometheus's text format.
@@ -191,6 +197,14 @@ mod tests {
         (second.path, second.uuid, second.last_scan) = ("/a \"b\"\\\n".into(), None, None);
         status.repositories.push(second);
         assert_eq!(prometheus_text(&status), include_str!("golden.prom"));
+    }
+
+    #[test]
+    fn what_cannot_be_reached_has_no_numbers() {
+        let mut status = example();
+        status.repositories[0].unreachable = Some("gone".into());
+        let text = prometheus_text(&status);
+        assert!(text.contains("vhd_coalesce_unreachable{") && !text.contains("free_bytes"), "{text}");
     }
 
     #[test]

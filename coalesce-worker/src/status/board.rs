@@ -46,6 +46,7 @@ struct Row {
 struct Found {
     scan: Scan,
     scanned: Option<u64>,
+    unreachable: Option<String>,
     error: Option<String>,
 }
 
@@ -136,7 +137,7 @@ impl Row {
     fn status(&self) -> RepositoryStatus {
         let found = locked(&self.found);
         let scan = found.scan.clone();
-        let (scanned, error) = (found.scanned, found.error.clone());
+        let (scanned, unreachable, error) = (found.scanned, found.unreachable.clone(), found.error.clone());
         drop(found);
         // What a run has moved is counted with the run or with the repository, and never with both or neither.
         let runs = locked(&self.runs);
@@ -153,6 +154,7 @@ impl Row {
             deepest_chain: scan.deepest_chain,
             free_bytes: scan.free_bytes.0,
             physical_bytes: scan.physical_bytes.0,
+            unreachable,
             last_scan: scanned,
             last_error: error,
             bytes_moved_total: moved,
@@ -194,6 +196,7 @@ impl Entry {
         }
         let mut found = locked(&self.entry.found);
         found.scan = scan;
+        found.unreachable = None;
         found.scanned = Some(unix_seconds());
     }
 
@@ -201,6 +204,11 @@ impl Entry {
     pub fn failed(&self, error: &dyn std::error::Error) {
         self.entry.errors.fetch_add(1, Ordering::SeqCst);
         locked(&self.entry.found).error = Some(with_causes(error));
+    }
+
+    /// Puts up why the repository cannot be reached, until a scan reaches it again.
+    pub fn unreachable(&self, why: &dyn std::error::Error) {
+        locked(&self.entry.found).unreachable = Some(with_causes(why));
     }
 
     /// Puts up a run, as long as the answer lives.

@@ -32,8 +32,9 @@ impl Display for Status {
 impl Display for RepositoryStatus {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", Plain(self.path.display()))?;
-        match self.last_scan {
-            Some(_) => writeln!(
+        match (&self.unreachable, self.last_scan) {
+            (Some(why), _) => writeln!(f, "  unreachable: {}", Plain(why))?,
+            (None, Some(_)) => writeln!(
                 f,
                 "  {} to merge, {}; deepest chain {}; {} used, {} free",
                 nodes(self.backlog_nodes),
@@ -42,7 +43,7 @@ impl Display for RepositoryStatus {
                 Bytes(self.physical_bytes),
                 Bytes(self.free_bytes)
             )?,
-            None => writeln!(f, "  not scanned yet")?,
+            (None, None) => writeln!(f, "  not scanned yet")?,
         }
         for run in &self.runs {
             writeln!(f, "  {run}")?;
@@ -156,6 +157,15 @@ working (process 23), at most 200 MiB/s, at most 4 operations at once
         (repository.runs, repository.waiting, repository.isolated) = (Vec::new(), Vec::new(), Vec::new());
         repository.last_error = None;
         assert_eq!(status.to_string(), "idle (process 23)\n1 node merged, 17.0 GiB moved\n\n/sr\n  not scanned yet\n");
+    }
+
+    #[test]
+    fn what_cannot_be_reached_is_not_called_empty() {
+        let mut repository = example().repositories.remove(0);
+        (repository.runs, repository.waiting, repository.isolated) = (Vec::new(), Vec::new(), Vec::new());
+        repository.unreachable = Some("what was mounted at /sr is gone".into());
+        repository.last_error = None;
+        assert_eq!(repository.to_string(), "/sr\n  unreachable: what was mounted at /sr is gone\n");
     }
 
     #[test]

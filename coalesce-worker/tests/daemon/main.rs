@@ -5,4 +5,5 @@
 mod control;
 mod disks;
 mod process;
+mod reach;
 mod work;

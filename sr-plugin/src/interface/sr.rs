@@ -1,9 +1,9 @@
 //! `SR`: repositories, from a folder or a device.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
+use coalesce_worker::mount_of;
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -58,7 +58,7 @@ pub const METHODS: &[Method] = &[
         name: "SR.stat",
         about: "Tell how a repository is",
         parameters: &[SR],
-        run: |host, arguments| answer(stat(&host.sr(&arguments.read::<Named>()?.sr)?)?),
+        run: |host, arguments| answer(stat(host.attached_as(&arguments.read::<Named>()?.sr)?)),
     },
     Method {
         name: "SR.set_name",
@@ -161,69 +161,111 @@ fn attach(host: &Host, configuration: Configuration) -> Result<String, Failure> 
         None => place.find_uuid(host)?,
     };
     let open = place.open(host, uuid)?;
-    let folder = open.folder().to_path_buf();
-    if let Err(failure) = is_that_one(host, uuid, &folder) {
-        open.close()?;
-        return Err(failure);
+    match attach_open(host, uuid, &place, &open, configuration) {
+        Ok(sr) => {
+            open.keep();
+            worker::start(host, &sr);
+            Ok(uuid.to_string())
+        }
+        Err(failure) => {
+            open.close()?;
+            Err(failure)
+        }
     }
-    let attached = Attached { folder, mounted: open.mounted().map(Path::to_path_buf), configuration };
-    let sr = Sr::new(uuid, attached.clone());
-    // Calls that were killed when it was attached last are finished now. Which volumes may share data is found out again:
-    // the folder may be a copy, and what was appended may have been lost with the power.
-    if let Err(failure) = sr.lock().and_then(|_locked| sr.forget_trees()) {
-        open.close()?;
-        return Err(failure);
-    }
-    host.attach(uuid, &attached)?;
-    open.keep();
-    worker::start(host, &sr);
-    Ok(uuid.to_string())
 }
 
-/// Refuses a folder that holds another repository, and a repository that is attached from another folder.
-fn is_that_one(host: &Host, uuid: Uuid, folder: &Path) -> Result<(), Failure> {
-    let recorded = SrRecord::read(folder).ok().flatten().and_then(|record| record.uuid);
-    if let Some(other) = recorded.filter(|other| *other != uuid) {
-        let detail = format!("{} holds {other}, and not {uuid}; correct the configuration", folder.display());
-        return Err(Failure::numbered(Number::SrUnavailable, detail));
-    }
-    match host.sr(&uuid.to_string()) {
-        Ok(attached) if attached.folder() != folder => {
+fn attach_open(
+    host: &Host,
+    uuid: Uuid,
+    place: &Place,
+    open: &place::Open,
+    configuration: Configuration,
+) -> Result<Sr, Failure> {
+    let folder = open.folder().to_path_buf();
+    if let Some(attached) = host.find(&uuid.to_string())? {
+        if attached.folder() != folder {
             let detail = format!("{uuid} is attached from {}; detach that first", attached.folder().display());
-            Err(Failure::numbered(Number::SrInUse, detail))
+            return Err(Failure::numbered(Number::SrInUse, detail));
         }
-        _ => Ok(()),
+        attached.check_present()?;
+    }
+    identify(uuid, place, &folder)?;
+    let mount = Some(mount_of(&folder)?);
+    let attached = Attached { folder, mounted: open.mounted().map(Path::to_path_buf), mount, configuration };
+    let sr = Sr::new(uuid, attached.clone()).hold()?;
+    // Calls that were killed when it was attached last are finished now. Which volumes may share data is found out again:
+    // the folder may be a copy, and what was appended may have been lost with the power.
+    sr.lock().and_then(|_locked| sr.forget_trees())?;
+    host.attach(uuid, &attached)?;
+    Ok(sr)
+}
+
+/// Refuses a folder that is not the repository's. One that another tool has filled with images says from now on who it is;
+/// a folder with nothing in it may be the mount point of the repository's file system.
+fn identify(uuid: Uuid, place: &Place, folder: &Path) -> Result<(), Failure> {
+    let record = SrRecord::read(folder)?.unwrap_or_default();
+    let unavailable = |detail: String| Err(Failure::numbered(Number::SrUnavailable, detail));
+    match record.uuid {
+        Some(recorded) if recorded == uuid => Ok(()),
+        Some(other) => {
+            unavailable(format!("{} holds {other}, and not {uuid}; correct the configuration", folder.display()))
+        }
+        None if place::holds_images(folder) && place::uuid_of(folder, place)? == uuid => {
+            SrRecord { uuid: Some(uuid), ..record }.write(folder)
+        }
+        None => unavailable(format!(
+            "{}: there is no sr.json that says it is {uuid}; mount its file system first, or make it a repository with \
+             SR.create, which touches no image",
+            folder.display()
+        )),
     }
 }
 
 fn detach(host: &Host, sr: &str) -> Result<(), Failure> {
-    // One that is not attached is detached already.
-    let Some(sr) = host.find(sr)? else { return Ok(()) };
-    worker::stop(host, &sr);
-    if let Some(mounted) = sr.mounted() {
-        place::unmount(mounted)?;
+    match host.find(sr)? {
+        Some(sr) => leave(host, sr, |_| Ok(())),
+        // One that is not attached is detached already.
+        None => Ok(()),
     }
-    host.forget(sr.uuid())
 }
 
 fn destroy(host: &Host, sr: &str) -> Result<(), Failure> {
-    let sr = host.sr(sr)?;
-    worker::stop(host, &sr);
-    if let Err(failure) = sr.remove_all() {
-        worker::start(host, &sr);
-        return Err(failure);
-    }
-    detach(host, &sr.uuid().to_string())
+    leave(host, host.sr(sr)?, Sr::remove_all)
 }
 
-fn stat(sr: &Sr) -> Result<SrStat, Failure> {
-    let record = SrRecord::read(sr.folder()).ok().flatten().unwrap_or_default();
+/// Makes a repository unusable on this host after one last thing has been done with it.
+fn leave(host: &Host, sr: Sr, last: impl FnOnce(&Sr) -> Result<(), Failure>) -> Result<(), Failure> {
+    let stopped = worker::stop(host, &sr)?;
+    let done = last(&sr);
+    let sr = sr.release();
+    let left = done.and_then(|()| sr.mounted().map_or(Ok(()), place::unmount)).and_then(|()| host.forget(sr.uuid()));
+    if left.is_err() {
+        drop(stopped);
+        worker::start(host, &sr);
+    }
+    left
+}
+
+/// Tells how an attached repository is; of one that cannot be reached, why.
+fn stat(sr: Sr) -> SrStat {
+    match sr.clone().hold() {
+        Ok(sr) => describe(&sr),
+        Err(failure) => {
+            SrStat { health: Health::Unreachable(failure.to_string()), free_space: 0, total_space: 0, ..describe(&sr) }
+        }
+    }
+}
+
+fn describe(sr: &Sr) -> SrStat {
+    let record =
+        SrRecord::read(sr.folder()).ok().flatten().filter(|record| record.uuid.is_none_or(|uuid| uuid == sr.uuid()));
+    let record = record.unwrap_or_default();
     let (health, free, total) = match place::space(sr.folder()) {
         Ok((free, total)) => (Health::Healthy(String::new()), free, total),
         Err(failure) => (Health::Unreachable(failure.to_string()), 0, 0),
     };
     let asked_for = sr.configuration().get("datasources").is_some_and(|value| value == "true");
-    Ok(SrStat {
+    SrStat {
         sr: sr.uuid().to_string(),
         name: record.name,
         uuid: Some(sr.uuid().to_string()),
@@ -233,12 +275,15 @@ fn stat(sr: &Sr) -> Result<SrStat, Failure> {
         datasources: if asked_for { vec![worker::datasource(sr)] } else { Vec::new() },
         clustered: false,
         health,
-    })
+    }
 }
 
 /// Describes a repository that need not be attached.
-pub(crate) fn stat_of(folder: &Path, uuid: Uuid) -> Result<SrStat, Failure> {
-    stat(&Sr::new(uuid, Attached { folder: folder.into(), mounted: None, configuration: BTreeMap::new() }))
+pub(crate) fn stat_of(folder: &Path, uuid: Uuid) -> SrStat {
+    describe(&Sr::new(
+        uuid,
+        Attached { folder: folder.into(), mounted: None, mount: None, configuration: BTreeMap::new() },
+    ))
 }
 
 fn set(sr: &Sr, change: impl FnOnce(&mut SrRecord)) -> Result<(), Failure> {
@@ -250,10 +295,6 @@ fn set(sr: &Sr, change: impl FnOnce(&mut SrRecord)) -> Result<(), Failure> {
 }
 
 fn ls(sr: &Sr) -> Result<Vec<Volume>, Failure> {
-    if !fs::exists(sr.folder()).unwrap_or(false) {
-        let detail = format!("{} is gone; mount it again", sr.folder().display());
-        return Err(Failure::numbered(Number::SrUnavailable, detail));
-    }
     let listed = sr.list()?;
     if !listed.gone.is_empty()
         && let Err(failure) = sr.lock().and_then(|locked| locked.forget_gone(&listed.gone))

@@ -134,7 +134,7 @@ fn disks_have_sizes_that_make_sense() {
     let scene = Scene::new();
     let create = json!({ "dbg": "test", "sr": scene.sr, "name": "", "description": "", "sharable": false });
     let too_large = (2040_i64 << 30) + 1;
-    for size in [0, -1, i64::MIN, too_large, i64::MAX] {
+    for size in [-1, i64::MIN, too_large, i64::MAX] {
         scene.refused_as(79, "Volume.create", &with(&create, &json!({ "size": size })));
     }
     assert!(scene.listed().is_empty());

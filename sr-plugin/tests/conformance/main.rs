@@ -10,6 +10,8 @@ mod human;
 mod input;
 mod installation;
 mod metadata;
+mod mounts;
+mod places;
 mod plugin;
 mod repositories;
 mod scene;

@@ -15,7 +15,7 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
         assert!(start.elapsed() < Duration::from_secs(20), "not {what} in time");
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -96,4 +96,60 @@ fn metrics_are_named_only_where_they_are_asked_for() {
     let configuration = json!({ "uri": format!("file://{}", sr.folder.display()), "datasources": "true" });
     let sr = plugin.attach(&sr.folder, &configuration);
     assert_eq!(stat(&sr.id), json!([format!("xeno+shm:///vhd-{}", sr.id)]));
+}
+
+/// The workers of a folder, but for those that have ended. What a worker runs itself is in its process group.
+fn running(folder: &std::path::Path) -> Vec<String> {
+    let folder = format!("run\0{}\0", folder.display());
+    let of = |entry: std::fs::DirEntry| {
+        let read = |file: &str| std::fs::read_to_string(entry.path().join(file)).ok();
+        let command = read("cmdline").filter(|command| command.contains(&folder))?;
+        let stat = read("stat")?;
+        let words: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+        (words[0] != "Z" && entry.file_name() == words[2]).then_some(command)
+    };
+    std::fs::read_dir("/proc").unwrap().flatten().filter_map(of).collect()
+}
+
+#[test]
+fn no_worker_outlives_a_detach_that_follows_at_once() {
+    let worker = program("coalesce-worker");
+    let plugin = Plugin::install_with(&["--worker", worker.to_str().unwrap()]);
+    let sr = plugin.sr("sr");
+    let configuration = json!({ "uri": format!("file://{}", sr.folder.display()), "sr_uuid": sr.id });
+    for round in 0..30 {
+        if round % 2 == 0 {
+            plugin.call("SR.detach", &json!({ "sr": sr.id }));
+            assert_eq!(running(&sr.folder), Vec::<String>::new(), "round {round}");
+            plugin.attach(&sr.folder, &configuration);
+        }
+        // A program that has just been started has no command line yet.
+        eventually("started", || running(&sr.folder).len() == 1);
+        plugin.call("SR.detach", &json!({ "sr": sr.id }));
+        assert_eq!(running(&sr.folder), Vec::<String>::new(), "round {round}");
+        plugin.attach(&sr.folder, &configuration);
+    }
+    // Nor one that another call has started meanwhile.
+    for round in 0..10 {
+        let volume = plugin.create(&sr, "volume", 4 * MIB);
+        let calls: Vec<_> = (0..3)
+            .map(|_| plugin.start("Volume.snapshot", &crate::plugin::arguments(&sr, &volume, &json!({}))))
+            .collect();
+        plugin.call("SR.detach", &json!({ "sr": sr.id }));
+        for call in calls {
+            let _ = crate::plugin::ended(call);
+        }
+        assert_eq!(running(&sr.folder), Vec::<String>::new(), "round {round}");
+        plugin.attach(&sr.folder, &configuration);
+    }
+    plugin.call("SR.detach", &json!({ "sr": sr.id }));
+    // What is left of one that has ended, and whose number another process has, ends nothing.
+    let mut other = Command::new("sleep").arg("60").spawn().unwrap();
+    let record = plugin.path("run").join(format!("{}.worker", sr.id));
+    std::fs::write(record, json!({ "id": other.id(), "start": 1 }).to_string()).unwrap();
+    plugin.attach(&sr.folder, &configuration);
+    plugin.call("SR.detach", &json!({ "sr": sr.id }));
+    assert_eq!(other.try_wait().unwrap(), None);
+    other.kill().unwrap();
+    other.wait().unwrap();
 }

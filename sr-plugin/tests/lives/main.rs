@@ -5,9 +5,11 @@
 mod background;
 mod changes;
 mod disks;
+mod foreign;
 mod interrupted;
 mod life;
 mod plugin;
 mod review;
 mod similar;
 mod together;
+mod tracked;

@@ -40,7 +40,7 @@ pub fn plugin(data: &[u8]) {
     let state = root.join("state");
     let settings = Settings { worker_socket: state.join("nobody"), state, worker: None };
     let host = Host { settings };
-    let attached = Attached { folder, mounted: None, configuration: BTreeMap::new() };
+    let attached = Attached { folder, mounted: None, mount: None, configuration: BTreeMap::new() };
     host.attach(SR, &attached).expect("the folder is ours");
     let mut keys: Vec<String> = Vec::new();
     for line in data.split(|&byte| byte == b'\n').take(MOST_CALLS) {

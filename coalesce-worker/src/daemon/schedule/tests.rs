@@ -91,3 +91,11 @@ fn a_change_during_a_collection_is_collected_beside_it_where_there_is_room() {
     schedule.ended(now, took, Ended::Progress, look(2), look(2));
     assert_eq!(schedule.next(now, false, false, || look(2)), Next::Nothing, "stopped is stopped");
 }
+
+#[test]
+fn what_cannot_be_reached_is_tried_every_second() {
+    let (schedule, now) = settled(Ended::Unreachable);
+    assert_eq!(schedule.deadline(now), Some(now + Duration::from_secs(1)));
+    let (mut schedule, now) = settled(Ended::Unreachable);
+    assert_eq!(schedule.next(now + Duration::from_secs(1), false, false, || look(1)), Next::Collect);
+}

@@ -12,8 +12,8 @@ use super::{Named, Pair, done};
 use crate::change::Intent;
 use crate::failure::{Failure, Number};
 use crate::host::Host;
-use crate::metadata::{DataDestroyed, Metadata, is_key};
-use crate::sr::Sr;
+use crate::metadata::{DataDestroyed, Metadata, Tracking, is_key};
+use crate::sr::{Sr, is_file};
 use crate::wire::Volume;
 
 #[derive(Deserialize)]
@@ -25,12 +25,17 @@ pub(super) struct Create {
     sharable: bool,
 }
 
+/// Bytes of the least disk. Source: xapi's storage manager, which makes a smaller one as large as that.
+const LEAST_SIZE: i64 = 2 << 20;
+
 /// Makes a volume of at least `size` bytes.
 ///
-/// Sizes are rounded up to whole sectors and no further, so that a volume of the size of another can be had.
+/// Sizes are rounded up to the least one and to whole sectors, and no further, so that a volume of the size of another can be
+/// had.
 pub(super) fn create_volume(sr: &Sr, metadata: &Metadata, size: i64) -> Result<Volume, Failure> {
     let locked = sr.lock()?;
     let key = Uuid::new_v4().to_string();
+    let size = if size < 0 { size } else { size.max(LEAST_SIZE) };
     let new = NewImage::new(disk_size(size)?, NewKind::Dynamic { block_size: BlockSize::DEFAULT });
     locked.change(&Intent::Create { key: key.clone() }, || {
         sr.set_metadata(&key, metadata)?;
@@ -65,9 +70,17 @@ pub(super) fn snapshot(host: &Host, call: &Named, twin: Twin) -> Result<Volume, 
     let locked = sr.lock()?;
     let metadata = with_data(&sr, &call.key)?;
     let image = image_of(&sr, &call.key)?.footer().unique_id();
-    let tracking = metadata.tracking.clone().filter(|_| twin == Twin::Snapshot);
+    let mut of_twin = metadata.for_twin();
+    if twin == Twin::Snapshot {
+        // What is a snapshot itself has not changed since it was taken.
+        let since = |tracking: &Tracking| match metadata.read_only {
+            true => Tracking { previous: Some(call.key.clone()), image: None },
+            false => tracking.clone(),
+        };
+        let tracking = metadata.tracking.as_ref().map(since);
+        of_twin = Metadata { read_only: true, snapshot_of: Some(call.key.clone()), tracking, ..of_twin };
+    }
     let new = Uuid::new_v4().to_string();
-    let of_twin = Metadata { read_only: twin == Twin::Snapshot, tracking, ..metadata.for_twin() };
     let intent = Intent::Snapshot { key: call.key.clone(), twin: new.clone(), image };
     let (from, to) = (sr.image_path(&call.key)?, sr.image_path(&new)?);
     locked.gather_changes(&call.key)?;
@@ -123,6 +136,7 @@ pub(super) fn destroy(host: &Host, call: &Named) -> Result<(), Failure> {
     let is_clone = |key: &String| *key != call.key && sr.existing(key).is_ok_and(|metadata| !metadata.read_only);
     let keys = clone.filter(is_clone).into_iter().chain(Some(call.key.clone()).filter(|key| is_key(key)));
     for key in keys {
+        locked.keep_content(&key);
         locked.change(&Intent::Destroy { key: key.clone() }, || {
             if sr.image(&key)?.is_some() {
                 sr.repository()?.hide(&sr.image_path(&key)?)?;
@@ -144,15 +158,27 @@ pub(super) struct Revert {
 pub(super) fn revert(host: &Host, call: &Revert) -> Result<(), Failure> {
     let sr = host.sr(&call.sr)?;
     let locked = sr.lock()?;
-    with_data(&sr, &call.snapshot)?;
-    writable(&sr, &call.key)?;
+    let of_snapshot = with_data(&sr, &call.snapshot)?;
+    let key = volume_of(&sr, &call.key, &of_snapshot);
+    writable(&sr, key)?;
     let new_image = Uuid::new_v4();
-    let image = image_of(&sr, &call.key)?.footer().unique_id();
-    let intent = Intent::Revert { key: call.key.clone(), snapshot: call.snapshot.clone(), image, new_image };
-    let (volume, snapshot) = (sr.image_path(&call.key)?, sr.image_path(&call.snapshot)?);
+    let image = image_of(&sr, key)?.footer().unique_id();
+    let intent = Intent::Revert { key: key.to_owned(), snapshot: call.snapshot.clone(), image, new_image };
+    let (volume, snapshot) = (sr.image_path(key)?, sr.image_path(&call.snapshot)?);
     locked.change(&intent, || Ok(sr.repository()?.revert_as(&volume, &snapshot, new_image).map(drop)?))?;
     done(host, &sr);
     Ok(())
+}
+
+/// The volume that is meant to be reverted to a snapshot. The toolstack names it by its own UUID, which is the key only
+/// where that is one; else the snapshot tells what it is of.
+fn volume_of<'k>(sr: &Sr, key: &'k str, snapshot: &'k Metadata) -> &'k str {
+    let is_uuid = |key: &str| key.parse::<Uuid>().is_ok();
+    let told = snapshot.snapshot_of.as_ref().or_else(|| snapshot.keys.get("snapshot_of"));
+    match told.filter(|told| is_uuid(key) && !is_uuid(told)) {
+        Some(told) if matches!(sr.image(key), Ok(None)) && sr.existing(told).is_ok() => told,
+        _ => key,
+    }
 }
 
 #[derive(Deserialize)]
@@ -187,9 +213,10 @@ pub(super) fn compose(host: &Host, call: &Pair) -> Result<(), Failure> {
     let (child, parent) = (sr.image_path(key)?, sr.image_path(key2)?);
     // Where it is done again, the parent is no volume any more.
     let is_done =
-        sr.metadata(key2)?.is_none_or(|metadata| metadata.gone) && sr.image(key2)?.is_none() && parent.exists();
+        sr.metadata(key2)?.is_none_or(|metadata| metadata.gone) && sr.image(key2)?.is_none() && is_file(&parent)?;
     if !is_done {
         with_data(&sr, key2)?;
+        locked.keep_content(key2);
     }
     // What shows beneath it changes, too: of that nothing is tracked.
     locked.restart_changes(key, None)?;
@@ -214,6 +241,7 @@ pub(super) fn data_destroy(host: &Host, call: &Named) -> Result<(), Failure> {
         return Err(Failure::numbered(Number::ChangedBlocks, detail));
     }
     let virtual_size = image_of(&sr, &call.key)?.footer().current_size().0;
+    locked.keep_content(&call.key);
     let destroyed = Metadata { data_destroyed: Some(DataDestroyed { virtual_size }), ..metadata };
     locked.change(&Intent::DestroyData { key: call.key.clone() }, || {
         // First, so that it is never missing from a list.
