@@ -33,6 +33,7 @@ mod in_place;
 mod journal;
 mod merge;
 mod metrics;
+mod names;
 mod notify;
 mod plan;
 pub mod program;

@@ -4,5 +4,6 @@
 
 mod control;
 mod disks;
+mod poor;
 mod process;
 mod work;

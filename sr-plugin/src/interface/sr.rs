@@ -127,7 +127,7 @@ fn create(
     check_depth_limit(&configuration)?;
     place.make()?;
     let open = place.open(host, uuid)?;
-    let made = make_record(open.folder(), uuid, name, description);
+    let made = place::check_locks(open.folder()).and_then(|()| make_record(open.folder(), uuid, name, description));
     open.close()?;
     made?;
     configuration.insert("sr_uuid".into(), uuid.to_string());
@@ -162,7 +162,7 @@ fn attach(host: &Host, configuration: Configuration) -> Result<String, Failure> 
     };
     let open = place.open(host, uuid)?;
     let folder = open.folder().to_path_buf();
-    if let Err(failure) = is_that_one(host, uuid, &folder) {
+    if let Err(failure) = is_that_one(host, uuid, &folder).and_then(|()| place::check_locks(&folder)) {
         open.close()?;
         return Err(failure);
     }

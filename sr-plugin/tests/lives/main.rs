@@ -8,6 +8,7 @@ mod disks;
 mod interrupted;
 mod life;
 mod plugin;
+mod poor;
 mod review;
 mod similar;
 mod together;

@@ -12,19 +12,9 @@ use reflink_copy::ReflinkBlockBuilder;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::{FileIdentity, Storage};
+use super::lock::{explain_lock, needs_writing};
+use super::{FileIdentity, Lock, Storage};
 use crate::units::{ByteCount, FileOffset};
-
-/// What an opener asks of others that use the same file (`flock`, advisory, gone with the process).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lock {
-    /// Nothing: read what is there.
-    None,
-    /// Nobody may write meanwhile.
-    Shared,
-    /// Nobody else may write or rely on the content meanwhile.
-    Exclusive,
-}
 
 /// How long to wait for a lock: some are held for a moment only, by who looks whether anybody uses the file, or by a
 /// process that starts another.
@@ -64,11 +54,14 @@ impl FileStorage {
     /// # Errors
     /// What the system answers.
     pub fn is_locked(path: &Path) -> io::Result<bool> {
-        let file = Self::open_file(path, false)?;
-        match file.file.try_lock() {
+        let mut locked = Self::open_file(path, false)?.file.try_lock();
+        if needs_writing(&locked) {
+            locked = Self::open_file(path, true)?.file.try_lock();
+        }
+        match locked {
             Ok(()) => Ok(false),
             Err(TryLockError::WouldBlock) => Ok(true),
-            Err(TryLockError::Error(error)) => Err(error),
+            Err(TryLockError::Error(error)) => Err(explain_lock(error)),
         }
     }
 
@@ -96,7 +89,9 @@ impl FileStorage {
                 Err(TryLockError::WouldBlock) => {
                     return Err(io::Error::new(io::ErrorKind::ResourceBusy, "in use by another process (locked)"));
                 }
-                locked => locked?,
+                locked if needs_writing(&locked) && !write => return Self::open_locked(path, true, lock),
+                Err(TryLockError::Error(error)) => return Err(explain_lock(error)),
+                Ok(()) => {}
             }
             // A snapshot may have put another file at this path before the lock was ours.
             if storage.identity == FileIdentity::at(path)? {
@@ -137,7 +132,9 @@ impl FileStorage {
 /// Gives one kind to all the answers that mean: not between these two files, whatever the range.
 fn unsupported(error: io::Error) -> io::Error {
     match Errno::from_io_error(&error) {
-        Some(Errno::XDEV | Errno::NOTTY) => io::Error::new(io::ErrorKind::Unsupported, error),
+        Some(Errno::XDEV | Errno::NOTTY | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            io::Error::new(io::ErrorKind::Unsupported, error)
+        }
         _ => error,
     }
 }
@@ -202,7 +199,10 @@ impl Storage for FileStorage {
             Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(from..FileOffset(end))),
             Err(error) => return Err(error.into()),
         };
-        let hole = rustix::fs::seek(&self.file, SeekFrom::Hole(start))?;
+        let hole = match rustix::fs::seek(&self.file, SeekFrom::Hole(start)) {
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => end,
+            hole => hole?,
+        };
         Ok(Some(FileOffset(start)..FileOffset(hole)))
     }
 
