@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use vhd_core::{FileError, has_no_second_names, rename_without_replacing};
+use vhd_core::{FileError, has_no_second_names};
 
 use crate::snapshot::is_same_file;
 
@@ -17,19 +17,21 @@ use crate::snapshot::is_same_file;
 /// Until another file has taken the volume's place, [`put_back`] undoes it.
 pub(crate) fn set_aside(volume: &Path, name: &Path) -> Result<(), FileError> {
     let named = match fs::hard_link(volume, name) {
-        Err(error) if has_no_second_names(&error) => rename_without_replacing(volume, name),
+        // The name is made up, so that nothing has it; what a claim of it left after a crash would be taken for an image.
+        Err(error) if has_no_second_names(&error) => fs::rename(volume, name),
         linked => linked,
     };
     named.map_err(FileError::when(name, "give the volume's file its new name"))
 }
 
-/// Takes that back, where no other file has taken the volume's place. Can be repeated.
+/// Takes that back, where no other file has taken the volume's place; under the structure lock, which keeps others from that.
+/// Can be repeated.
 pub(crate) fn put_back(volume: &Path, name: &Path) -> Result<(), FileError> {
     if is_same_file(name, volume) {
         return remove_if_there(name);
     }
     if name.exists() && fs::symlink_metadata(volume).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-        rename_without_replacing(name, volume).map_err(FileError::when(volume, "give the volume its name back"))?;
+        fs::rename(name, volume).map_err(FileError::when(volume, "give the volume its name back"))?;
     }
     Ok(())
 }

@@ -193,6 +193,8 @@ impl Sr {
             store::remove(&node.path)?;
         }
         for key in self.keys_with_metadata()? {
+            // Of a snapshot that has been destroyed this may be left.
+            store::remove(&self.changes_path(&key))?;
             self.remove_metadata(&key)?;
         }
         drop(locked);

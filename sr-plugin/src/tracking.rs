@@ -105,7 +105,7 @@ impl Blocks {
 }
 
 impl Sr {
-    fn changes_path(&self, key: &str) -> PathBuf {
+    pub(crate) fn changes_path(&self, key: &str) -> PathBuf {
         self.folder().join(format!("{key}.vhd.cbt"))
     }
 

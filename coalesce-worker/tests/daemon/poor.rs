@@ -31,7 +31,7 @@ fn without_locks_it_says_so() {
     }
     let why = "its file system has no file locks (flock)";
     let output = program(&["once"]).arg(poor.path()).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
+    let text = format!("{output:?}");
     assert_eq!(output.status.code(), Some(5), "{text}");
     assert!(text.contains(why), "{text}");
     let worker = Worker::start(&[poor.path()], &[]);

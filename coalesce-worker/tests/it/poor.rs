@@ -92,14 +92,21 @@ fn life(place: &Path) {
     open(model.path()).compact(&clone, |_| {}).unwrap();
     model.verify();
 
-    // A volume of another make becomes the base of a child that holds little.
+    // What a volume was becomes the base of its only child, and is merged either way.
     let fixed = model.create(Start::Fixed, 300);
     write(&mut model, &fixed, 0..300, 7);
     let twin = model.snapshot(&fixed);
     write(&mut model, &twin, 4..9, 8);
     assert_eq!(open(model.path()).delete(&fixed).unwrap(), Deleted::Removed);
     model.forget(&fixed);
-    merge(&model, &twin, Direction::Up);
+    merge(&model, &twin, Direction::Down);
+    let small = model.create(Start::Dynamic(blocks), 300);
+    write(&mut model, &small, 0..9, 8);
+    let large = model.snapshot(&small);
+    write(&mut model, &large, 50..300, 8);
+    assert_eq!(open(model.path()).delete(&small).unwrap(), Deleted::Removed);
+    model.forget(&small);
+    merge(&model, &large, Direction::Up);
     model.create(Start::OnRaw(blocks), 100);
     model.verify();
 
@@ -213,5 +220,32 @@ fn a_foreign_file_under_the_name_of_a_snapshot_is_kept() {
         fs::remove_file(scene.file("s.vhd")).unwrap();
         open(scene.path());
         assert!(scene.file("s.vhd").exists());
+    }
+}
+
+/// Where files have but one name, a process may die between two renames.
+#[test]
+fn a_volume_that_is_left_without_its_name_gets_it_back() {
+    let record = r#"{"record":"snapshot","volume":"v.vhd","snapshot":"s.vhd","base":"aside.vhd","#.to_owned()
+        + r#""new_volume_id":"00000000-0000-0000-0000-00000000bb01","prepared_volume":".vhd/new.vhd","#
+        + r#""prepared_snapshot":".vhd/twin.vhd"}"#;
+    let reverted = r#"{"record":"revert","volume":"v.vhd","displaced":"aside.vhd","prepared":".vhd/new.vhd"}"#;
+    for record in [record.as_str(), reverted] {
+        let poor = PoorFs::new(&[Refusal::RenameFlags, Refusal::HardLinks(Errno::PERM)]);
+        let scene = Scene::within(poor.path());
+        scene.dynamic("v.vhd", 400);
+        scene.write("v.vhd", 0..200, 1);
+        let before = scene::volumes(scene.path());
+        fs::create_dir(scene.file(".vhd")).unwrap();
+        fs::rename(scene.file("v.vhd"), scene.file("aside.vhd")).unwrap();
+        for child in [".vhd/new.vhd", ".vhd/twin.vhd"] {
+            scene.child(child, "aside.vhd");
+        }
+        let journal = testkit::fuzz::framed(record.as_bytes());
+        fs::write(scene.file(".vhd/00000000-0000-0000-0000-00000000aa01.journal"), journal).unwrap();
+        open(scene.path());
+        assert!(scene::volumes(scene.path()) == before, "{record}");
+        assert_eq!(scene::images(scene.path()), 1);
+        assert_eq!(scene::state_files(scene.path()), <[String; 0]>::default());
     }
 }

@@ -51,7 +51,8 @@ fn life(plugin: &Plugin, sr: &Sr) {
     }
     collect_by_command(sr);
     plugin.call("SR.destroy", &json!({ "sr": sr.id }));
-    assert_eq!(fs::read_dir(&sr.folder).unwrap().count(), 0);
+    let left: Vec<_> = fs::read_dir(&sr.folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 fn sr_in(plugin: &Plugin, folder: &Path) -> Sr {

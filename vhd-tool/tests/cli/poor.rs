@@ -9,7 +9,7 @@ use testkit::poorfs::{Errno, PoorFs, Refusal};
 use testkit::{golden, pattern, scene};
 use vhd_core::{Sector, SectorCount, SectorRange};
 
-use crate::program::{done, files, guest, names, refused, write};
+use crate::program::{done, ended, files, guest, names, refused, write};
 
 fn tool(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("vhd-tool"));
@@ -50,6 +50,35 @@ fn a_collection_that_was_killed_is_finished_without_any_one_ability() {
             assert_eq!(guest(poor.path(), "fixed-4m.vhd"), expected, "{refused:?} {call}");
         }
         collected(poor.path(), &expected);
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_killed_anywhere_is_there_or_not() {
+    for refused in [&[Refusal::RenameFlags][..], &[Refusal::RenameFlags, Refusal::HardLinks(Errno::PERM)]] {
+        let poor = PoorFs::new(refused);
+        let mut killed = 0;
+        for call in ["renameat2", "linkat", "rename", "unlink"] {
+            for number in 1.. {
+                let folder = tempfile::tempdir_in(poor.path()).unwrap();
+                let here = folder.path();
+                golden::unpack_into(here, &["fixed-4m.vhd"]);
+                let before = guest(here, "fixed-4m.vhd");
+                if !kill_at(&tool(here, &["snapshot", "fixed-4m.vhd", "snap.vhd"]), call, number).hit {
+                    break;
+                }
+                killed += 1;
+                let what = format!("{refused:?} {call} {number}");
+                done(here, &["gc", "."]);
+                assert_eq!(guest(here, "fixed-4m.vhd"), before, "{what}");
+                assert!(!here.join("snap.vhd").exists() || guest(here, "snap.vhd") == before, "{what}");
+                assert_eq!(scene::state_files(here), <[String; 0]>::default(), "{what}");
+                scene::check(here);
+                done(here, &["snapshot", "fixed-4m.vhd", "again.vhd"]);
+                assert_eq!(guest(here, "again.vhd"), before, "{what}");
+            }
+        }
+        assert!(killed >= 8, "{killed}");
     }
 }
 
@@ -98,12 +127,14 @@ fn without_locks_what_changes_an_image_says_so_and_changes_nothing() {
         &["resize", "fixed-4m.vhd", "8M"],
         &["compact", "base.vhd"],
         &["write", "fixed-4m.vhd", "--offset", "0"],
-        &["gc", "."],
     ] {
         refused(poor.path(), args, 5, &why);
         let _ = fs::remove_dir_all(poor.path().join(".vhd"));
         assert_eq!(files(poor.path()), before, "{args:?}");
     }
+    let (_, told) = ended(poor.path(), &["gc", "."], 5);
+    assert!(why.iter().all(|part| told.contains(part)), "{told}");
+    assert_eq!(files(poor.path()), before, "gc");
     done(poor.path(), &["check", "mid.vhd", "--chain"]);
 }
 
