@@ -14,8 +14,8 @@ test: setup ## every test, a smoke run of every benchmark, and an installation
 	@$(MAKE) --no-print-directory test-install
 
 setup: $(PYTHON) ## peers that the tests compare with; as root, from the package registries
-	@missing=(); for tool in qemu-img qemu-io qemu-nbd strace mkfs.ext4 filefrag mkfs.xfs mkfs.btrfs lvs; do command -v $$tool >/dev/null || missing+=($$tool); done; \
-	if (( $${#missing[@]} )); then apt-get update -qq && apt-get install -y -qq qemu-utils strace e2fsprogs xfsprogs btrfs-progs lvm2; fi
+	@missing=(); for tool in qemu-img qemu-io qemu-nbd strace mkfs.ext4 filefrag mkfs.xfs mkfs.btrfs lvs fuse2fs; do command -v $$tool >/dev/null || missing+=($$tool); done; \
+	if (( $${#missing[@]} )); then apt-get update -qq && apt-get install -y -qq qemu-utils strace e2fsprogs xfsprogs btrfs-progs lvm2 fuse2fs; fi
 
 $(PYTHON):
 	python3 -m venv target/test-python || { apt-get update -qq && apt-get install -y -qq python3-venv && python3 -m venv target/test-python; }

@@ -1,5 +1,7 @@
 //! Collecting a repository: what nobody needs is deleted, and whatever can be merged is merged, trees side by side.
 
+use std::fs;
+use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -113,6 +115,7 @@ impl Repository {
 
     fn collect_in_passes(&self, options: &CollectOptions<'_>) -> Result<Collected, CollectError> {
         let mut collected = Collected::default();
+        self.check_locks()?;
         for _ in 0..PASSES {
             options.abort.check()?;
             let recovered = self.recover_until(options.abort)?;
@@ -154,6 +157,18 @@ impl Repository {
             }
         }
         Ok(collected)
+    }
+
+    /// Refuses a repository on a file system without file locks, where each image would look as if it were in use.
+    fn check_locks(&self) -> Result<(), FileError> {
+        let entries = fs::read_dir(self.folder()).map_err(FileError::when(self.folder(), "list the folder"))?;
+        let is_file = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
+        let Some(file) = entries.flatten().find(is_file).map(|entry| entry.path()) else { return Ok(()) };
+        match FileStorage::is_locked(&file) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Err(FileError::when(&file, "lock it")(error)),
+            // Whatever else is wrong with it is found where it matters.
+            _ => Ok(()),
+        }
     }
 
     /// Has an image find its parent again; tells whether it does.

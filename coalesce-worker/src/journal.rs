@@ -13,13 +13,13 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crc::{CRC_32_ISO_HDLC, Crc};
 use rustix::fs::OFlags;
 use uuid::Uuid;
-use vhd_core::{Existing, FileError, NewFile, folder_of, sync_folder};
+use vhd_core::{Existing, FileError, FileIdentity, NewFile, explain_lock, folder_of, sync_folder};
 
 use crate::record::Record;
 
@@ -52,7 +52,7 @@ impl Journal {
         let new = NewFile::start(&path).map_err(failed)?;
         let file = new.file().try_clone().map_err(failed)?;
         // Before it has a name: nobody shall take it for one whose process has died.
-        file.try_lock().map_err(|error| failed(error.into()))?;
+        file.try_lock().map_err(|error| failed(explain_lock(error.into())))?;
         file.write_all_at(MAGIC, 0).map_err(failed)?;
         let mut journal = Self { path: path.clone(), file, end: MAGIC.len() as u64 };
         journal.append(first)?;
@@ -94,10 +94,15 @@ impl Journal {
         };
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => return Ok(None),
-            locked => locked.map_err(|error| failed(error.into()))?,
+            locked => locked.map_err(|error| failed(explain_lock(error.into())))?,
         }
-        // Its process may have ended it, and the name with it, before the lock was ours.
-        if file.metadata().map_err(failed)?.nlink() == 0 {
+        // Its process may have ended it, and the name with it, before the lock was ours. NFS and others then give a file that
+        // is open another name: its names say nothing.
+        let is_there = match FileIdentity::at(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            found => found.map_err(failed)? == FileIdentity::of(&file).map_err(failed)?,
+        };
+        if !is_there {
             return Ok(None);
         }
         let Some(bytes) = read(&file).map_err(failed)? else { return Ok(None) };

@@ -35,6 +35,7 @@ mod journal;
 mod merge;
 mod metrics;
 mod mounts;
+mod names;
 mod notify;
 mod plan;
 pub mod program;

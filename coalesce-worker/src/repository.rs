@@ -12,7 +12,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
-use vhd_core::{ChainOptions, FileError, Files, Folder, FolderError, ParentPlaces, folder_of, sync_folder};
+use vhd_core::{
+    ChainOptions, FileError, Files, Folder, FolderError, ParentPlaces, explain_lock, folder_of, sync_folder,
+};
 
 use crate::abort::Abort;
 use crate::journal::Journal;
@@ -200,7 +202,7 @@ impl Repository {
                     slept
                         .map_err(|aborted| FileError::when(&path, "lock the repository")(io::Error::other(aborted)))?;
                 }
-                Err(error) => return Err(FileError::when(&path, "lock the repository")(error.into())),
+                Err(error) => return Err(FileError::when(&path, "lock the repository")(explain_lock(error.into()))),
             }
         }
     }

@@ -21,9 +21,10 @@ use vhd_core::{FileError, Image, MetadataError, OpenError, ReadWrite, sync_folde
 
 use crate::in_use::open_image;
 use crate::journal::Journal;
+use crate::names::{put_back, remove_if_there, set_aside};
 use crate::record::Record;
 use crate::repository::{Repository, StructureLock};
-use crate::snapshot::{SnapshotError, Snapshotted, Twin, copy_owner, is_same_file, remove_if_there};
+use crate::snapshot::{SnapshotError, Snapshotted, Twin, copy_owner, is_same_file};
 
 /// Why a volume was not reverted.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +126,7 @@ impl Repository {
     fn displace(&self, mut held: Image<ReadWrite>, displaced: &Path, prepared: &Path) -> Result<(), RevertError> {
         let volume = held.path().to_path_buf();
         copy_owner(&volume, prepared)?;
-        fs::hard_link(&volume, displaced).map_err(FileError::when(displaced, "give the volume's file its new name"))?;
+        set_aside(&volume, displaced)?;
         sync_folder(self.folder())?;
         fs::rename(prepared, &volume).map_err(FileError::when(&volume, "put the clone in the volume's place"))?;
         sync_folder(self.folder())?;
@@ -143,13 +144,14 @@ impl Repository {
         prepared: &Path,
         _: &StructureLock,
     ) -> Result<(), RevertError> {
-        let (volume, displaced) = (self.absolute(volume), self.absolute(displaced));
-        if is_same_file(&displaced, &volume) {
-            remove_if_there(&displaced)?;
-        } else if displaced.exists() {
+        let (volume, displaced, prepared) = (self.absolute(volume), self.absolute(displaced), self.absolute(prepared));
+        if is_same_file(&displaced, &volume) || prepared.exists() {
+            put_back(&volume, &displaced)?;
+        }
+        if displaced.exists() {
             open_image(&displaced)?.set_hidden(true)?;
         }
-        remove_if_there(&self.absolute(prepared))?;
+        remove_if_there(&prepared)?;
         Ok(sync_folder(self.folder())?)
     }
 }

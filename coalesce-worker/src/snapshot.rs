@@ -8,7 +8,8 @@
 //!
 //! Both children are made beforehand, in the state folder. Then V gets its second name, `U.vhd`, and one rename puts the
 //! new child in its place: V's content never changes and V is never missing. That rename decides: a process that dies
-//! before it leaves a snapshot that is taken back, one that dies after it leaves one that is completed.
+//! before it leaves a snapshot that is taken back, one that dies after it leaves one that is completed. `names.rs` tells of
+//! file systems on which a file cannot have two names.
 
 use std::fs;
 use std::io;
@@ -18,11 +19,13 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use vhd_core::{
     ChainError, CreateError, Existing, FileError, FileStorage, FolderError, Image, LinkError, Lock, MetadataError,
-    NewImage, OpenError, ParentLink, ReadError, ReadWrite, Timestamp, create_file, folder_of, sync_folder,
+    NewImage, OpenError, ParentLink, ReadError, ReadOnly, ReadWrite, Timestamp, create_file, folder_of,
+    rename_without_replacing, sync_folder,
 };
 
 use crate::in_use::open_image;
 use crate::journal::Journal;
+use crate::names::{put_back, remove_if_there, set_aside};
 use crate::record::{FileId, Record, SnapshotIntent};
 use crate::repository::{Repository, StructureLock};
 
@@ -237,7 +240,7 @@ impl Repository {
                 create_file(&path, new, Existing::Keep)?;
                 copy_owner(volume, &path)?;
             }
-            fs::hard_link(volume, &base).map_err(FileError::when(&base, "give the volume's file its new name"))?;
+            set_aside(volume, &base)?;
             sync_folder(self.folder())?;
             let put = fs::rename(self.prepared(&new_volume), volume);
             Ok(put.map_err(FileError::when(volume, "put the new child in the volume's place"))?)
@@ -282,20 +285,24 @@ impl Repository {
     }
 
     fn show_snapshot(&self, intent: &SnapshotIntent) -> Result<(), SnapshotError> {
-        use rustix::fs::{CWD, RenameFlags, renameat_with};
         let (prepared, snapshot) = (self.absolute(&intent.prepared_snapshot), self.absolute(&intent.snapshot));
         if prepared.exists() {
-            renameat_with(CWD, &prepared, CWD, &snapshot, RenameFlags::NOREPLACE)
-                .map_err(|errno| FileError::when(&snapshot, "give the snapshot its name")(errno.into()))?;
+            let named = match rename_without_replacing(&prepared, &snapshot) {
+                // What a process has claimed the name with that died then.
+                Err(error) if is_taken(&error) && is_empty(&snapshot) => fs::rename(&prepared, &snapshot),
+                // The call failed, and when it was repeated made the same under the name.
+                Err(error) if is_taken(&error) && is_child(&snapshot, &self.absolute(&intent.base)) => {
+                    fs::remove_file(&prepared)
+                }
+                named => named,
+            };
+            named.map_err(FileError::when(&snapshot, "give the snapshot its name"))?;
         }
         Ok(sync_folder(self.folder())?)
     }
 
     fn take_back_snapshot(&self, intent: &SnapshotIntent, _: &StructureLock) -> Result<(), SnapshotError> {
-        let (base, volume) = (self.absolute(&intent.base), self.absolute(&intent.volume));
-        if is_same_file(&base, &volume) {
-            remove_if_there(&base)?;
-        }
+        put_back(&self.absolute(&intent.volume), &self.absolute(&intent.base))?;
         remove_if_there(&self.absolute(&intent.prepared_snapshot))?;
         remove_if_there(&self.absolute(&intent.prepared_volume))?;
         Ok(sync_folder(self.folder())?)
@@ -308,6 +315,21 @@ fn hold_parent(parent: &Path) -> Result<Option<FileStorage>, FileError> {
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(None),
         held => held.map(Some).map_err(FileError::when(parent, "hold it")),
     }
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AlreadyExists
+}
+
+fn is_empty(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0)
+}
+
+/// Tells whether an image names another as its parent by its id.
+fn is_child(path: &Path, parent: &Path) -> bool {
+    let open = |path: &Path| Image::<ReadOnly>::open(path, Lock::None).ok();
+    let Some((child, parent)) = open(path).zip(open(parent)) else { return false };
+    child.header().is_some_and(|header| header.parent_unique_id() == parent.footer().unique_id())
 }
 
 /// Tells whether two names lead to one file.
@@ -325,11 +347,4 @@ pub(crate) fn copy_owner(from: &Path, to: &Path) -> Result<(), FileError> {
             .map_err(FileError::when(to, "give it the volume's owner"))?;
     }
     fs::set_permissions(to, metadata.permissions()).map_err(FileError::when(to, "give it the volume's permissions"))
-}
-
-pub(crate) fn remove_if_there(path: &Path) -> Result<(), FileError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::when(path, "remove it")(error)),
-        _ => Ok(()),
-    }
 }

@@ -124,6 +124,15 @@ impl AddAssign for Transferred {
     }
 }
 
+/// A method that was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("the copy method {method} is impossible between these files; auto takes one that is not")]
+struct Impossible {
+    method: CopyMethod,
+    #[source]
+    source: io::Error,
+}
+
 /// Moves ranges, from several threads at once, and remembers what the file systems can do.
 ///
 /// What it remembers makes it faster and is never relied upon: file systems and files may come, go and change their
@@ -227,8 +236,13 @@ impl Transfer {
     /// Remembers a way that is impossible here, if the choice was ours; all other errors stay errors.
     fn refused(&self, way: Way, range: &Move<'_>, error: StorageError) -> Result<(), StorageError> {
         let everywhere = error.source.kind() == io::ErrorKind::Unsupported;
-        if self.method != CopyMethod::Auto || !(everywhere || is_invalid(&error)) {
+        if !(everywhere || is_invalid(&error)) {
             return Err(error);
+        }
+        if self.method != CopyMethod::Auto {
+            let kind = error.source.kind();
+            let impossible = Impossible { method: self.method, source: error.source };
+            return Err(StorageError { source: io::Error::new(kind, impossible), ..error });
         }
         self.support.refuse(way, range, everywhere);
         Ok(())

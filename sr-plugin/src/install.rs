@@ -6,7 +6,9 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
-use vhd_core::sync_folder;
+use rustix::io::Errno;
+use tempfile::TempDir;
+use vhd_core::{folder_of, sync_folder};
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
@@ -28,7 +30,8 @@ const BINARY: &str = "sr-plugin";
 /// What the system answers. What was there before is there still.
 ///
 /// # Crash safety
-/// One rename decides; what it replaced may be left beside it, under a name that starts with a dot.
+/// One rename decides; what it replaced may be left beside it, under a name that starts with a dot. Where renames take no
+/// flags (NFS, FUSE) it is two: a crash between leaves the plugin away, and installing again mends that.
 pub fn install(root: &Path, settings: &Settings, extensions: Option<&Path>) -> Result<PathBuf, Failure> {
     let volume = root.join("volume");
     fs::create_dir_all(&volume).map_err(Failure::io(&volume, "make the folder"))?;
@@ -38,18 +41,38 @@ pub fn install(root: &Path, settings: &Settings, extensions: Option<&Path>) -> R
     fill(made.path(), settings)?;
 
     let folder = volume.join(format!("org.xen.xapi.storage.{}", plugin::query().plugin));
-    let rename = |flags| renameat_with(CWD, made.path(), CWD, &folder, flags).map_err(io::Error::from);
-    match rename(RenameFlags::NOREPLACE) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => rename(RenameFlags::EXCHANGE),
-        renamed => renamed.map(|()| drop(made.keep())),
-    }
-    .map_err(Failure::io(&folder, "put the plugin in its place"))?;
+    put_in_place(made, &folder).map_err(Failure::io(&folder, "put the plugin in its place"))?;
     sync_folder(&volume)?;
     sync_folder(root)?;
     if let Some(extensions) = extensions {
         link_extensions(extensions, &folder.join(BINARY))?;
     }
     Ok(folder)
+}
+
+fn put_in_place(made: TempDir, folder: &Path) -> io::Result<()> {
+    let rename = |flags| renameat_with(CWD, made.path(), CWD, folder, flags);
+    match rename(RenameFlags::NOREPLACE) {
+        Err(Errno::EXIST) => match rename(RenameFlags::EXCHANGE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+            exchanged => return Ok(exchanged?),
+        },
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+        renamed => return Ok(renamed.map(|()| drop(made.keep()))?),
+    }
+    // A folder replaces none but an empty one: what is there goes into a folder that goes when this returns.
+    let before = tempfile::Builder::new().prefix(".sr-plugin-").tempdir_in(folder_of(made.path()))?;
+    let aside = before.path().join("before");
+    match fs::rename(folder, &aside) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        moved => moved?,
+    }
+    fs::rename(made.path(), folder).inspect_err(|_| {
+        // The first error is the one to tell.
+        let _ = fs::rename(&aside, folder);
+    })?;
+    drop(made.keep());
+    Ok(())
 }
 
 fn fill(folder: &Path, settings: &Settings) -> Result<(), Failure> {

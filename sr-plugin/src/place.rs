@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use percent_encoding::percent_decode_str;
 use uuid::Uuid;
-use vhd_core::{Image, Lock, sync_folder};
+use vhd_core::{Image, Lock, NewFile, explain_lock, sync_folder};
 
 use crate::failure::{Failure, Number};
 use crate::host::Host;
@@ -193,6 +193,20 @@ pub(crate) fn uuid_of(folder: &Path, place: &Place) -> Result<Uuid, Failure> {
     }
     let name = place.path().file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
     Ok(name.unwrap_or_else(|| Uuid::new_v5(&Uuid::NAMESPACE_URL, place.path().as_os_str().as_encoded_bytes())))
+}
+
+/// Refuses a folder on a file system without file locks: without them nothing could be changed there later.
+///
+/// # Errors
+/// Such a folder, or one in which no file can be made.
+pub(crate) fn check_locks(folder: &Path) -> Result<(), Failure> {
+    let failed = |error| {
+        let failure = Failure::io(folder, "use it as a repository")(error);
+        Failure::numbered(Number::SrUnavailable, failure.parameters.last().map_or("", String::as_str))
+    };
+    // Of a file that goes when this returns.
+    let tried = NewFile::start(&folder.join(".sr.lock")).map_err(failed)?;
+    tried.file().try_lock().map_err(|error| failed(explain_lock(error.into())))
 }
 
 /// Tells whether a folder is a repository: ours, or one that another tool has made.

@@ -14,7 +14,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
-use vhd_core::{ChainOptions, Files, Folder, Image, Lock, OpenError, ReadOnly};
+use vhd_core::{ChainOptions, Files, Folder, Image, Lock, OpenError, ReadOnly, explain_lock};
 
 use crate::change::Locked;
 use crate::failure::{Failure, Number};
@@ -199,7 +199,7 @@ impl Sr {
     /// What the system answers.
     pub fn lock(&self) -> Result<Locked<'_>, Failure> {
         let (path, file) = self.open_lock()?;
-        file.lock().map_err(Failure::io(&path, "lock the repository"))?;
+        file.lock().map_err(|error| Failure::io(&path, "lock the repository")(explain_lock(error)))?;
         // It may have gone while others were waited for.
         self.check_present()?;
         Locked::new(self, file)
@@ -217,7 +217,7 @@ impl Sr {
                 Locked::new(self, file).map(Some)
             }
             Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(Failure::io(&path, "lock the repository")(error)),
+            Err(TryLockError::Error(error)) => Err(Failure::io(&path, "lock the repository")(explain_lock(error))),
         }
     }
 

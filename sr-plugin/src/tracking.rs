@@ -116,7 +116,7 @@ fn read_blocks(path: &Path) -> Result<Option<Blocks>, Failure> {
 }
 
 impl Sr {
-    fn changes_path(&self, key: &str) -> PathBuf {
+    pub(crate) fn changes_path(&self, key: &str) -> PathBuf {
         self.folder().join(format!("{key}.vhd.cbt"))
     }
 

@@ -95,6 +95,34 @@ impl MountedImage {
     }
 }
 
+/// An ext4 file system served by another program (FUSE), mounted until this is dropped. Its renames take no flags.
+#[derive(Debug)]
+pub struct Fuse2fs {
+    mount: Mount,
+    _folder: TempDir,
+}
+
+impl Fuse2fs {
+    /// Makes one.
+    ///
+    /// # Panics
+    /// If that cannot be done, for want of root or of its tools for instance.
+    pub fn new(size: ByteCount) -> Self {
+        let folder = tempfile::tempdir().expect("there is a temporary folder");
+        let (image, path) = (folder.path().join("image"), folder.path().join("mount"));
+        File::create(&image).and_then(|file| file.set_len(size.0)).expect("the folder is writable");
+        run(Command::new("mkfs.ext4").arg("-qF").arg(&image));
+        std::fs::create_dir(&path).expect("the folder is writable");
+        run(Command::new("fuse2fs").arg(&image).arg(&path).args(["-o", "rw"]));
+        Self { mount: Mount { path }, _folder: folder }
+    }
+
+    /// Its root folder.
+    pub fn path(&self) -> &Path {
+        &self.mount.path
+    }
+}
+
 /// A file system in memory that is soon full, mounted until this is dropped.
 #[derive(Debug)]
 pub struct Tmpfs {

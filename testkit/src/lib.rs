@@ -11,6 +11,7 @@ pub mod model;
 pub mod old_layout;
 pub mod pattern;
 pub mod peers;
+pub mod poorfs;
 pub mod random;
 pub mod scene;
 pub mod scratch;

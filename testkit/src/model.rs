@@ -39,6 +39,15 @@ impl Default for Model {
 }
 
 impl Model {
+    /// Makes one in a new folder within another, on a file system of the test's choice.
+    ///
+    /// # Panics
+    /// If the folder cannot be made.
+    pub fn within(folder: &Path) -> Self {
+        let folder = tempfile::tempdir_in(folder).expect("the folder is writable");
+        Self { folder, contents: BTreeMap::new(), made: 0 }
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         self.folder.path()
@@ -65,8 +74,8 @@ impl Model {
         self.contents[volume].len() as u64 / SECTOR_SIZE
     }
 
-    /// Makes a volume.
-    pub fn create(&mut self, start: Start, sectors: u64) {
+    /// Makes a volume; gives its path.
+    pub fn create(&mut self, start: Start, sectors: u64) -> PathBuf {
         let path = self.new_path("vhd");
         let size = SectorCount(sectors).bytes();
         let mut content = vec![0; size.0 as usize];
@@ -82,7 +91,8 @@ impl Model {
             }
         };
         create_file(&path, &NewImage::new(size, kind), Existing::Keep).expect("the image can be made");
-        self.contents.insert(path, content);
+        self.contents.insert(path.clone(), content);
+        path
     }
 
     /// Opens a volume for writing.
@@ -130,11 +140,12 @@ impl Model {
         self.contents.get_mut(volume).expect("a volume of the model").resize(size.0 as usize, 0);
     }
 
-    /// Takes a snapshot or clone.
-    pub fn snapshot(&mut self, volume: &Path) {
+    /// Takes a snapshot or clone; gives its path.
+    pub fn snapshot(&mut self, volume: &Path) -> PathBuf {
         let path = self.new_path("vhd");
         worker::snapshot(volume, &path).expect("the snapshot is taken");
-        self.contents.insert(path, self.contents[volume].clone());
+        self.contents.insert(path.clone(), self.contents[volume].clone());
+        path
     }
 
     /// Deletes a volume and its file.

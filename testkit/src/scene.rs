@@ -35,6 +35,15 @@ impl Scene {
         Self { folder: scratch::folder(), block_size }
     }
 
+    /// Makes an empty one in a new folder within another, on a file system of the test's choice.
+    ///
+    /// # Panics
+    /// If the folder cannot be made.
+    pub fn within(folder: &Path) -> Self {
+        let folder = tempfile::tempdir_in(folder).expect("the folder is writable");
+        Self { folder, block_size: BlockSize::new(4096).expect("a power of two") }
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         self.folder.path()

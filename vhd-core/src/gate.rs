@@ -3,7 +3,8 @@
 //! An image names its parent by paths, and whoever made the image chose them: followed blindly, an imported disk could
 //! read any file of the host. So a candidate is first opened without access (`O_PATH`), then judged by where that
 //! descriptor really is, after all links, and only then opened for reading through the descriptor itself; what was
-//! judged and what is read cannot be two files.
+//! judged and what is read cannot be two files. Without `/proc`, which tells where a descriptor is, the path is resolved
+//! first, and opened without following any link.
 
 use std::fs::File;
 use std::io;
@@ -12,7 +13,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::OFlags;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use crate::header::Header;
 use crate::locator::{self, MAX_LOCATOR_LENGTH};
@@ -119,11 +120,9 @@ impl Gate {
     /// Opens a candidate for reading, if the rule allows.
     pub(crate) fn admit(&self, candidate: &Path) -> Result<Admitted, GateError> {
         let failed = |source| GateError::Io { path: candidate.into(), source };
-        let flags = OFlags::PATH.bits().cast_signed();
-        let found = File::options().read(true).custom_flags(flags).open(candidate).map_err(failed)?;
-        let descriptor = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
-        let path = std::fs::read_link(&descriptor).map_err(failed)?;
-        let kind = found.metadata().map_err(failed)?.file_type();
+        let found = Found::at(candidate).map_err(failed)?;
+        let path = found.path.clone();
+        let kind = found.file.metadata().map_err(failed)?.file_type();
         let folder = candidate.parent().unwrap_or(Path::new("/"));
         let is_link_to_device = kind.is_block_device() && self.devices.iter().any(|allowed| allowed == folder);
         let is_outside = self.roots.as_ref().is_some_and(|roots| !roots.iter().any(|root| path.starts_with(root)));
@@ -134,10 +133,52 @@ impl Gate {
             return Err(GateError::NotAFile { path });
         }
         let path = if kind.is_block_device() { real_path(candidate).map_err(failed)? } else { path };
-        let storage = FileStorage::open(&descriptor, Lock::None).map_err(failed)?;
+        let storage = found.open().map_err(failed)?;
         let identity = storage.identity();
         Ok(Admitted { container: Container::new(path, Arc::new(storage)), identity })
     }
+}
+
+/// A file, open without access, and where it really is.
+#[derive(Debug)]
+struct Found {
+    file: File,
+    path: PathBuf,
+    has_proc: bool,
+}
+
+impl Found {
+    fn at(candidate: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH.bits().cast_signed();
+        let file = File::options().read(true).custom_flags(flags).open(candidate)?;
+        if let Ok(path) = std::fs::read_link(descriptor(&file)) {
+            return Ok(Self { file, path, has_proc: true });
+        }
+        let path = candidate.canonicalize()?;
+        Ok(Self { file: open_without_links(&path, OFlags::PATH)?, path, has_proc: false })
+    }
+
+    /// Opens the very file for reading.
+    fn open(&self) -> io::Result<FileStorage> {
+        if self.has_proc {
+            return FileStorage::open(&descriptor(&self.file), Lock::None);
+        }
+        let open = || open_without_links(&self.path, OFlags::RDONLY | OFlags::NONBLOCK);
+        let storage = FileStorage::open_by(&self.path, open)?;
+        if storage.identity() != FileIdentity::of(&self.file)? {
+            return Err(io::Error::other("another file has come in its place"));
+        }
+        Ok(storage)
+    }
+}
+
+fn descriptor(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+/// Opens what is at a path that has no links in it; one that has got some is refused.
+fn open_without_links(path: &Path, flags: OFlags) -> io::Result<File> {
+    Ok(openat2(CWD, path, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::NO_SYMLINKS)?.into())
 }
 
 /// Lists the paths under which an image in `folder` looks for its parent, in the order of its locators; the bare name

@@ -66,6 +66,7 @@ mod metadata;
 mod moves;
 mod new_file;
 mod overlap;
+mod rename;
 pub mod repair;
 mod resolve;
 mod storage;
@@ -91,8 +92,11 @@ pub use locator::{LocatorEntry, MAX_LOCATOR_LENGTH, PlatformCode};
 pub use metadata::{HeaderChange, LinkError, MetadataError, ParentLink, cut_to_footer};
 pub use new_file::{Existing, FileError, NewFile, folder_of, sync_folder, write_new_file};
 pub use overlap::Overlap;
+pub use rename::{has_no_second_names, rename_without_replacing};
 pub use resolve::{Extent, Extents, Source};
-pub use storage::{Container, DeviceNumber, FileIdentity, FileStorage, Lock, MemoryStorage, Storage, StorageError};
+pub use storage::{
+    Container, DeviceNumber, FileIdentity, FileStorage, Lock, MemoryStorage, Storage, StorageError, explain_lock,
+};
 pub use units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, SectorRange};
 pub use uuid::Uuid;
 pub use write::{ReadWrite, WriteError};

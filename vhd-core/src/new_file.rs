@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
 use rustix::io::Errno;
 
 use crate::create::CreateError;
+use crate::rename::rename_without_replacing;
 use crate::storage::{Container, FileStorage};
 
 /// What to do about a file that is there already.
@@ -49,8 +50,9 @@ impl FileError {
 /// Those of `fill`, and [`CreateError::Exists`], [`CreateError::NotAFile`] and [`CreateError::Io`].
 ///
 /// # Crash safety
-/// Until then the file has no name, and a crash leaves nothing behind; on file systems that cannot do that (NFS), and
+/// Until then the file has no name, and a crash leaves nothing behind; where that cannot be (NFS; no `/proc`), and
 /// while another file is replaced, it has one that starts with a dot and ends in `.new`. `fill` syncs what it writes.
+/// [`rename_without_replacing`] tells what that is worth where file systems can less.
 pub fn write_new_file<E: From<CreateError>>(
     path: &Path,
     existing: Existing,
@@ -72,6 +74,9 @@ pub fn write_new_file<E: From<CreateError>>(
     })?;
     Ok(sync_folder(folder_of(path)).map_err(|error| failed(error.source))?)
 }
+
+/// Where the kernel shows what is open.
+const DESCRIPTORS: &str = "/proc/self/fd";
 
 /// A file that has no name yet, or one that says it is not ready.
 #[derive(Debug)]
@@ -114,8 +119,11 @@ impl NewFile {
 
 impl Unpublished {
     fn start(path: &Path) -> io::Result<Self> {
+        // The only way to a name leads through there.
+        let can_be_named = Path::new(DESCRIPTORS).exists();
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        match rustix::fs::open(folder_of(path), flags, Mode::from_raw_mode(0o666)) {
+        let unnamed = || rustix::fs::open(folder_of(path), flags, Mode::from_raw_mode(0o666));
+        match if can_be_named { unnamed() } else { Err(Errno::OPNOTSUPP) } {
             Ok(file) => Ok(Self::Unnamed(file.into())),
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
                 let mut prefix = OsString::from(".");
@@ -142,7 +150,12 @@ impl Unpublished {
                     let _ = fs::remove_file(&dotted);
                 })
             }
-            (Self::Named(file), Existing::Keep) => Ok(file.persist_noclobber(path).map(drop)?),
+            (Self::Named(file), Existing::Keep) => {
+                let temporary = file.into_temp_path();
+                rename_without_replacing(&temporary, path)?;
+                // What it was called is gone.
+                Ok(drop(temporary.keep()))
+            }
             (Self::Named(file), Existing::Replace) => Ok(file.persist(path).map(drop)?),
         }
     }
@@ -150,7 +163,7 @@ impl Unpublished {
 
 /// Gives a file without a name its first one; fails where that is taken.
 fn name(file: &File, path: &Path) -> io::Result<()> {
-    let descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let descriptor = format!("{DESCRIPTORS}/{}", file.as_raw_fd());
     Ok(linkat(CWD, descriptor, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
 }
 
@@ -162,10 +175,14 @@ pub fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// Makes the names in a folder durable.
+/// Makes the names in a folder durable, where the file system has any way to do so.
 ///
 /// # Errors
 /// What the system answers.
 pub fn sync_folder(folder: &Path) -> Result<(), FileError> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(FileError::when(folder, "sync the folder"))
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        // Older SMB and some FUSE have no such thing, and keep names in the order in which they are given.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        synced => synced.map_err(FileError::when(folder, "sync the folder")),
+    }
 }

@@ -4,12 +4,14 @@ mod container;
 mod file;
 mod identity;
 mod lease;
+mod lock;
 mod memory;
 mod padded;
 
 pub use container::{Container, StorageError};
-pub use file::{FileStorage, Lock};
+pub use file::FileStorage;
 pub use identity::{DeviceNumber, FileIdentity};
+pub use lock::{Lock, explain_lock};
 pub use memory::MemoryStorage;
 
 use std::fmt;

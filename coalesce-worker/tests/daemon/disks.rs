@@ -30,10 +30,17 @@ impl Disk {
         Self::new(2, 1)
     }
 
+    /// A small one on a file system of the test's choice.
+    pub(crate) fn within(folder: &Path) -> Self {
+        Self::filled(Model::within(folder), 2, 1)
+    }
+
     fn new(size: u64, again: u64) -> Self {
-        let mut model = Model::default();
-        model.create(Start::Dynamic(BlockSize::DEFAULT), size * MIB);
-        let volume = model.volumes().remove(0);
+        Self::filled(Model::default(), size, again)
+    }
+
+    fn filled(mut model: Model, size: u64, again: u64) -> Self {
+        let volume = model.create(Start::Dynamic(BlockSize::DEFAULT), size * MIB);
         let mut disk = Self { model, volume, snapshots: Vec::new() };
         disk.write(0, size * MIB, 1);
         disk.snapshot();
@@ -57,9 +64,7 @@ impl Disk {
     }
 
     fn snapshot(&mut self) {
-        let before = self.model.volumes();
-        self.model.snapshot(&self.volume);
-        self.snapshots.extend(self.model.volumes().into_iter().filter(|path| !before.contains(path)));
+        self.snapshots.push(self.model.snapshot(&self.volume));
     }
 
     /// Deletes all snapshots as people do, with `rm`.

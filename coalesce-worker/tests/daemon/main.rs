@@ -4,6 +4,7 @@
 
 mod control;
 mod disks;
+mod poor;
 mod process;
 mod reach;
 mod work;

@@ -10,6 +10,7 @@ mod file_systems;
 mod garbage;
 mod hostile;
 mod model;
+mod poor;
 mod revert;
 mod review;
 mod snapshot;

@@ -127,7 +127,7 @@ fn create(
     check_depth_limit(&configuration)?;
     place.make()?;
     let open = place.open(host, uuid)?;
-    let made = make_record(open.folder(), uuid, name, description);
+    let made = place::check_locks(open.folder()).and_then(|()| make_record(open.folder(), uuid, name, description));
     open.close()?;
     made?;
     configuration.insert("sr_uuid".into(), uuid.to_string());
@@ -190,6 +190,7 @@ fn attach_open(
         attached.check_present()?;
     }
     identify(uuid, place, &folder)?;
+    place::check_locks(&folder)?;
     let mount = Some(mount_of(&folder)?);
     let attached = Attached { folder, mounted: open.mounted().map(Path::to_path_buf), mount, configuration };
     let sr = Sr::new(uuid, attached.clone()).hold()?;

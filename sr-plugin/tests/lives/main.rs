@@ -9,6 +9,7 @@ mod foreign;
 mod interrupted;
 mod life;
 mod plugin;
+mod poor;
 mod review;
 mod similar;
 mod together;

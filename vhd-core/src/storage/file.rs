@@ -14,19 +14,9 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::lease::{self, Lease, Opening};
-use super::{FileIdentity, Storage};
+use super::lock::{explain_lock, needs_writing};
+use super::{FileIdentity, Lock, Storage};
 use crate::units::{ByteCount, FileOffset};
-
-/// What an opener asks of others that use the same file (`flock`, advisory, gone with the process).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lock {
-    /// Nothing: read what is there.
-    None,
-    /// Nobody may write meanwhile.
-    Shared,
-    /// Nobody else may write or rely on the content meanwhile.
-    Exclusive,
-}
 
 /// How long to wait for a lock: some are held for a moment only, by who looks whether anybody uses the file, or by a
 /// process that starts another.
@@ -112,30 +102,40 @@ impl FileStorage {
         if lease::is_locked(FileIdentity::at(path)?, true) {
             return Ok(true);
         }
-        let file = match Self::open_now(path, false) {
+        let mut file = match Self::open_now(path, false) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
             file => file?,
         };
         if matches!(file.lease, Leased::Shared(_)) {
             return Ok(true);
         }
-        match file.file.try_lock() {
+        let mut locked = file.file.try_lock();
+        if needs_writing(&locked) {
+            file = Self::open_now(path, true)?;
+            locked = file.file.try_lock();
+        }
+        match locked {
             Ok(()) => file.is_open_elsewhere(),
             Err(TryLockError::WouldBlock) => Ok(true),
-            Err(TryLockError::Error(error)) => Err(error),
+            Err(TryLockError::Error(error)) => Err(explain_lock(error)),
         }
     }
 
-    /// Opens a file once, or gives the descriptor that this process has a lease of: to open it again would break that.
-    fn open_now(path: &Path, write: bool) -> io::Result<Self> {
+    /// Opens the file at `path` once, or gives the descriptor that this process has a lease of: to open it again would break
+    /// that.
+    pub(crate) fn open_by(path: &Path, open: impl FnOnce() -> io::Result<File>) -> io::Result<Self> {
         let opening = Opening::begin();
         if let Some(lease) = opening.lease_of(path)? {
             let (file, identity) = (lease.file().clone(), lease.identity());
             return Ok(Self { lease: Leased::Shared(Arc::downgrade(&lease)), file, identity, is_device: false });
         }
+        Self::new(open()?)
+    }
+
+    fn open_now(path: &Path, write: bool) -> io::Result<Self> {
         // O_NONBLOCK: a FIFO must be refused, not waited for.
         let flags = OFlags::NONBLOCK.bits().cast_signed();
-        Self::new(File::options().read(true).write(write).custom_flags(flags).open(path)?)
+        Self::open_by(path, || File::options().read(true).write(write).custom_flags(flags).open(path))
     }
 
     fn open_file(path: &Path, write: bool) -> io::Result<Self> {
@@ -181,7 +181,9 @@ impl FileStorage {
                     continue;
                 }
                 Err(TryLockError::WouldBlock) => return Err(busy("in use by another process (locked)")),
-                locked => locked?,
+                locked if needs_writing(&locked) && !write => return Self::open_locked(path, true, lock),
+                Err(TryLockError::Error(error)) => return Err(explain_lock(error)),
+                Ok(()) => {}
             }
             // A snapshot may have put another file at this path before the lock was ours.
             if storage.identity == FileIdentity::at(path)? {
@@ -245,7 +247,9 @@ impl FileStorage {
 /// Gives one kind to all the answers that mean: not between these two files, whatever the range.
 fn unsupported(error: io::Error) -> io::Error {
     match Errno::from_io_error(&error) {
-        Some(Errno::XDEV | Errno::NOTTY) => io::Error::new(io::ErrorKind::Unsupported, error),
+        Some(Errno::XDEV | Errno::NOTTY | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            io::Error::new(io::ErrorKind::Unsupported, error)
+        }
         _ => error,
     }
 }
@@ -313,7 +317,10 @@ impl Storage for FileStorage {
             Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(from..FileOffset(end))),
             Err(error) => return Err(error.into()),
         };
-        let hole = rustix::fs::seek(&self.file, SeekFrom::Hole(start))?;
+        let hole = match rustix::fs::seek(&self.file, SeekFrom::Hole(start)) {
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => end,
+            hole => hole?,
+        };
         Ok(Some(FileOffset(start)..FileOffset(hole)))
     }
 

@@ -73,6 +73,14 @@ impl Opening {
     }
 }
 
+/// Nothing tells who has a file open.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing tells whether another program has it open: its file system has no leases, and there is no /proc")]
+struct Untold {
+    #[source]
+    source: io::Error,
+}
+
 /// What a file is held by against other programs.
 #[derive(Debug)]
 pub(super) struct Lease {
@@ -99,10 +107,11 @@ impl Lease {
         let mut leased = LEASED.write().unwrap_or_else(PoisonError::into_inner);
         let granted = match set_lease(file, libc::F_WRLCK) {
             Ok(()) => true,
-            Err(Errno::AGAIN) if !is_open_twice_here(identity)? => return Ok(None),
+            Err(Errno::AGAIN) if !is_open_twice_here(identity).unwrap_or(false) => return Ok(None),
             // No leases here, or not for us; or the other descriptor is one of our own.
             Err(Errno::AGAIN | Errno::INVAL | Errno::ACCESS | Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK) => {
-                if is_open_elsewhere(file)? {
+                let untold = |error| io::Error::new(io::ErrorKind::Unsupported, Untold { source: error });
+                if is_open_elsewhere(file).map_err(untold)? {
                     return Ok(None);
                 }
                 false

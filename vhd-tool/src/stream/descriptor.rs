@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use super::failure::StreamFailure;
@@ -20,6 +20,14 @@ pub(super) fn take(number: i32) -> Result<File, StreamFailure> {
 }
 
 fn copy_of(number: i32) -> io::Result<File> {
+    match number {
+        0 => return Ok(io::stdin().as_fd().try_clone_to_owned()?.into()),
+        1 => return Ok(io::stdout().as_fd().try_clone_to_owned()?.into()),
+        _ => {}
+    }
+    if !Path::new("/proc/self/fd").exists() {
+        return Err(io::Error::other("/proc, which tells what is open, is not mounted"));
+    }
     // The links of sockets and pipes lead nowhere, but they are there.
     if Path::new(&format!("/proc/self/fd/{number}")).symlink_metadata().is_err() {
         return Err(io::Error::from_raw_os_error(rustix::io::Errno::BADF.raw_os_error()));

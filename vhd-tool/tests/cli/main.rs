@@ -19,6 +19,7 @@ mod map;
 mod options;
 mod peers;
 mod places;
+mod poor;
 mod program;
 mod read;
 mod read_headers;

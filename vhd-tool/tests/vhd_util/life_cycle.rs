@@ -28,8 +28,11 @@ fn merge(here: &Path, node: &str, parent: &str, children: &[&str]) -> String {
 
 #[test]
 fn create_write_snapshot_coalesce_relink_delete() {
-    let folder = tempfile::tempdir().unwrap();
-    let here = folder.path();
+    merged_away(tempfile::tempdir().unwrap().path());
+}
+
+/// A disk gets snapshots, which are merged away again, in an empty folder.
+pub(crate) fn merged_away(here: &Path) {
     done(here, &["create", "--debug", "-n", "disk.vhd", "-s", "64"]);
     assert_eq!(
         done(here, &["query", "--debug", "-vsafp", "-n", "disk.vhd"]),
@@ -88,8 +91,11 @@ fn check(here: &Path, args: &[&str], code: i32) -> String {
 
 #[test]
 fn grow_fail_revert_grow_fast_and_repair() {
-    let folder = tempfile::tempdir().unwrap();
-    let here = folder.path();
+    grown(tempfile::tempdir().unwrap().path());
+}
+
+/// A disk grows, is interrupted in that, and is mended, in an empty folder.
+pub(crate) fn grown(here: &Path) {
     done(here, &["create", "--debug", "-n", "disk.vhd", "-s", "64", "-S", "128"]);
     write(here, "disk.vhd", 1000, &vec![1; 9_000_000]);
     snapshot(here, "disk.vhd", "base.vhd", "snap.vhd");

@@ -12,6 +12,7 @@ mod fill;
 mod key;
 mod life_cycle;
 mod modify;
+mod poor;
 mod program;
 mod query;
 mod read;
