@@ -164,7 +164,7 @@ impl Repository {
         let entries = fs::read_dir(self.folder()).map_err(FileError::when(self.folder(), "list the folder"))?;
         let is_file = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
         let Some(file) = entries.flatten().find(is_file).map(|entry| entry.path()) else { return Ok(()) };
-        match FileStorage::is_locked(&file) {
+        match FileStorage::is_in_use(&file) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Err(FileError::when(&file, "lock it")(error)),
             // Whatever else is wrong with it is found where it matters.
             _ => Ok(()),

@@ -114,7 +114,8 @@ impl Fuse2fs {
         run(Command::new("mkfs.ext4").arg("-qF").arg(&image));
         std::fs::create_dir(&path).expect("the folder is writable");
         run(Command::new("fuse2fs").arg(&image).arg(&path).args(["-o", "rw"]));
-        Self { mount: Mount { path }, _folder: folder }
+        // It is never mounted again.
+        Self { mount: Mount { path, arguments: Vec::new(), is_there: true }, _folder: folder }
     }
 
     /// Its root folder.
