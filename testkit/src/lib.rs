@@ -11,7 +11,7 @@ pub mod loop_device;
 pub mod model;
 pub mod pattern;
 pub mod peers;
-mod random;
+pub mod random;
 pub mod scene;
 pub mod scratch;
 pub mod sparse;

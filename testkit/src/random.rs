@@ -12,20 +12,28 @@ pub(crate) fn scramble(number: u64) -> u64 {
 
 /// A sequence of such numbers.
 #[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// Starts a sequence.
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    /// The next number.
+    #[expect(clippy::should_implement_trait, reason = "it never ends")]
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         scramble(self.0)
     }
 
     /// Says yes in so many of 256 cases.
-    pub(crate) fn chance(&mut self, of_256: u64) -> bool {
+    pub fn chance(&mut self, of_256: u64) -> bool {
         self.next() % 256 < of_256
+    }
+
+    /// A number below a limit.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
     }
 }

@@ -21,4 +21,5 @@ mod revert;
 mod scan;
 mod set;
 mod snapshot;
+mod tapdisk;
 mod volume_group;
