@@ -6,10 +6,12 @@
 //! The rules are those that `tapdisk::Tapdisk` takes for granted, and those of blktap's `vhd-util check`; nothing of this
 //! goes through the code under test.
 
-use std::fs::File;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use crate::tapdisk::headers::{Footer, Headers, PAGE, SECTOR, UNUSED, be32, read};
 
@@ -20,6 +22,30 @@ use crate::tapdisk::headers::{Footer, Headers, PAGE, SECTOR, UNUSED, be32, read}
 pub fn assert_layout(path: &Path) {
     let faults = faults(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     assert!(faults.is_empty(), "{}: {faults:#?}", path.display());
+}
+
+/// Runs a command, and checks the layout of all images that it leaves in a folder, but for those that broke a rule before.
+///
+/// # Panics
+/// If a rule is broken.
+pub fn kept<T>(folder: &Path, command: impl FnOnce() -> T) -> T {
+    let keeps = |path: &Path| faults(path).is_ok_and(|faults| faults.is_empty());
+    let before: BTreeMap<u64, bool> = images(folder).into_iter().map(|(file, path)| (file, keeps(&path))).collect();
+    let answer = command();
+    for (file, path) in images(folder) {
+        if before.get(&file) != Some(&false) {
+            assert_layout(&path);
+        }
+    }
+    answer
+}
+
+/// The images of a folder, by the numbers of their files.
+fn images(folder: &Path) -> Vec<(u64, PathBuf)> {
+    let paths = fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let named = paths.filter(|path| path.extension().is_some_and(|extension| extension == "vhd"));
+    let found = named.filter_map(|path| Some((fs::metadata(&path).ok().filter(fs::Metadata::is_file)?.ino(), path)));
+    found.collect()
 }
 
 /// Lists the rules that an image breaks. A fixed image has only a footer.

@@ -11,6 +11,7 @@ use vhd_core::{
     SectorCount, SectorRange, Volume, create_file,
 };
 
+use crate::layout::assert_layout;
 use crate::{scratch, worker};
 
 /// A folder of images and the content that each volume must have.
@@ -166,6 +167,7 @@ impl Model {
             if path.extension().is_some_and(|extension| extension == "vhd") {
                 let report = check::file(&path).expect("the file is readable");
                 assert!(report.worst() < Some(Severity::Warning), "{}: {:?}", path.display(), report.findings());
+                assert_layout(&path);
             }
         }
     }
