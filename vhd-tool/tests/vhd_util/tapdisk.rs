@@ -4,3 +4,4 @@ mod beside;
 mod guest;
 mod relink;
 mod resize;
+mod set;
