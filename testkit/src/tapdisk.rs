@@ -17,6 +17,7 @@
 pub(crate) mod headers;
 mod image;
 mod parent;
+pub mod real;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -32,7 +33,38 @@ pub const ANOTHER_SIZE: i32 = 124;
 /// Longer chains are not opened.
 const DEEPEST: usize = 256;
 
-/// A disk that a guest uses. Places and lengths are in sectors.
+/// A disk that a guest uses: by the double, or by the real one. Places and lengths are in sectors.
+pub trait Disk: std::fmt::Debug {
+    /// The size of the disk.
+    fn sectors(&self) -> u64;
+
+    /// Reads, as the guest does.
+    ///
+    /// # Errors
+    /// A failed read of a file.
+    fn read(&mut self, sectors: Range<u64>) -> io::Result<Vec<u8>>;
+
+    /// Writes whole sectors, as the guest does, and calls `between` at moments in the middle of that, at which other
+    /// programs may act.
+    ///
+    /// # Errors
+    /// A failed write to the leaf's file.
+    fn write_beside(&mut self, sector: u64, bytes: &[u8], between: &mut dyn FnMut()) -> io::Result<()>;
+
+    /// Closes all files; the guest waits.
+    ///
+    /// # Errors
+    /// A failed write to the leaf's file.
+    fn pause(&mut self) -> io::Result<()>;
+
+    /// Opens the chain again, by name.
+    ///
+    /// # Errors
+    /// What cannot be opened, and [`ANOTHER_SIZE`]; it stays paused then.
+    fn unpause(&mut self) -> io::Result<()>;
+}
+
+/// The double, which does in one process and in a known order what a tapdisk does.
 #[derive(Debug)]
 pub struct Tapdisk {
     path: PathBuf,
@@ -51,26 +83,7 @@ impl Tapdisk {
         Ok(Self { path: leaf.to_path_buf(), sectors: layers[0].sectors(), layers })
     }
 
-    /// The size of the disk.
-    pub fn sectors(&self) -> u64 {
-        self.sectors
-    }
-
-    /// Reads, as the guest does.
-    ///
-    /// # Errors
-    /// A failed read of a file.
-    ///
-    /// # Panics
-    /// If it is paused, or the disk ends before.
-    pub fn read(&mut self, sectors: Range<u64>) -> io::Result<Vec<u8>> {
-        assert!(sectors.end <= self.sectors && !self.layers.is_empty(), "no guest can read {sectors:?}");
-        let mut bytes = vec![0; ((sectors.end - sectors.start) * SECTOR) as usize];
-        read_layers(&mut self.layers, sectors, &mut bytes)?;
-        Ok(bytes)
-    }
-
-    /// Writes whole sectors, as the guest does.
+    /// As [`write_beside`](Disk::write_beside), with nothing beside it.
     ///
     /// # Errors
     /// A failed write to the leaf's file.
@@ -81,15 +94,41 @@ impl Tapdisk {
         self.write_beside(sector, bytes, &mut || ())
     }
 
-    /// As [`write`](Self::write), and calls `between` between any two writes to the file: what other programs do then,
-    /// they do in the middle of the guest's write.
+    /// As [`unpause`](Disk::unpause), with the chain of another image.
     ///
     /// # Errors
-    /// As [`write`](Self::write).
+    /// As [`unpause`](Disk::unpause).
     ///
     /// # Panics
-    /// As [`write`](Self::write).
-    pub fn write_beside(&mut self, sector: u64, bytes: &[u8], between: &mut dyn FnMut()) -> io::Result<()> {
+    /// If it is not paused.
+    pub fn unpause_as(&mut self, leaf: &Path) -> io::Result<()> {
+        self.path = leaf.to_path_buf();
+        self.unpause()
+    }
+
+    /// Ends the guest's use of the disk.
+    ///
+    /// # Errors
+    /// A failed write to the leaf's file.
+    pub fn close(mut self) -> io::Result<()> {
+        self.pause()
+    }
+}
+
+impl Disk for Tapdisk {
+    fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    fn read(&mut self, sectors: Range<u64>) -> io::Result<Vec<u8>> {
+        assert!(sectors.end <= self.sectors && !self.layers.is_empty(), "no guest can read {sectors:?}");
+        let mut bytes = vec![0; ((sectors.end - sectors.start) * SECTOR) as usize];
+        read_layers(&mut self.layers, sectors, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// `between` is called between any two writes to the file.
+    fn write_beside(&mut self, sector: u64, bytes: &[u8], between: &mut dyn FnMut()) -> io::Result<()> {
         let range = sector..sector + bytes.len() as u64 / SECTOR;
         assert!(range.end <= self.sectors && !self.layers.is_empty(), "no guest can write {range:?}");
         match &mut self.layers[0] {
@@ -103,22 +142,11 @@ impl Tapdisk {
         }
     }
 
-    /// Closes all files; the guest waits.
-    ///
-    /// # Errors
-    /// A failed write to the leaf's file.
-    pub fn pause(&mut self) -> io::Result<()> {
+    fn pause(&mut self) -> io::Result<()> {
         self.layers.drain(..).try_for_each(Layer::close)
     }
 
-    /// Opens the chain again, by name.
-    ///
-    /// # Errors
-    /// Those of [`open`](Self::open), and [`ANOTHER_SIZE`]; it stays paused then.
-    ///
-    /// # Panics
-    /// If it is not paused.
-    pub fn unpause(&mut self) -> io::Result<()> {
+    fn unpause(&mut self) -> io::Result<()> {
         assert!(self.layers.is_empty(), "only a paused one can go on");
         let mut layers = open_chain(&self.path)?;
         if let Layer::Image(leaf) = &mut layers[0] {
@@ -130,26 +158,6 @@ impl Tapdisk {
         }
         self.layers = layers;
         Ok(())
-    }
-
-    /// As [`unpause`](Self::unpause), with the chain of another image.
-    ///
-    /// # Errors
-    /// As [`unpause`](Self::unpause).
-    ///
-    /// # Panics
-    /// As [`unpause`](Self::unpause).
-    pub fn unpause_as(&mut self, leaf: &Path) -> io::Result<()> {
-        self.path = leaf.to_path_buf();
-        self.unpause()
-    }
-
-    /// Ends the guest's use of the disk.
-    ///
-    /// # Errors
-    /// A failed write to the leaf's file.
-    pub fn close(mut self) -> io::Result<()> {
-        self.pause()
     }
 }
 

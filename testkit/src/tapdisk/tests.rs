@@ -6,6 +6,7 @@ use vhd_core::{Sector, SectorRange};
 
 use super::*;
 use crate::layout::assert_layout;
+use crate::random::Random;
 use crate::{golden, pattern, peers, sha256};
 
 const SECTORS: u64 = headers::BLOCK / SECTOR;
@@ -15,13 +16,13 @@ fn data(range: Range<u64>, tag: u16) -> Vec<u8> {
 }
 
 /// A disk of 10 MiB, and what a guest has on it.
-struct Disk {
+struct Small {
     folder: TempDir,
     path: PathBuf,
     content: Vec<u8>,
 }
 
-impl Disk {
+impl Small {
     fn new() -> Self {
         let folder = golden::unpack(&["empty-10m.vhd"]);
         let path = folder.path().join("empty-10m.vhd");
@@ -68,7 +69,7 @@ fn it_reads_real_chains_as_libvhdi_does() {
 
 #[test]
 fn what_it_writes_other_programs_read() {
-    let mut disk = Disk::new();
+    let mut disk = Small::new();
     let mut tapdisk = Tapdisk::open(&disk.path).unwrap();
     for (number, range) in [9000..9100, 0..SECTORS, 5000..13000, 3..4, 20479..20480, 0..20].into_iter().enumerate() {
         disk.write(&mut tapdisk, range, number as u16 + 1);
@@ -92,7 +93,7 @@ fn what_it_writes_other_programs_read() {
 
 #[test]
 fn a_full_block_is_rewritten_with_zeros_before_its_bitmap() {
-    let mut disk = Disk::new();
+    let mut disk = Small::new();
     let mut tapdisk = Tapdisk::open(&disk.path).unwrap();
     disk.write(&mut tapdisk, 0..2 * SECTORS, 1);
     tapdisk.close().unwrap();
@@ -100,7 +101,7 @@ fn a_full_block_is_rewritten_with_zeros_before_its_bitmap() {
     let tables = disk.bytes(first - 7..first + 1);
     let file = OpenOptions::new().write(true).open(&disk.path).unwrap();
     file.write_all_at(&[9; 7 * 512], (second - 7) * SECTOR).unwrap();
-    let before = |disk: &Disk| disk.bytes(second - 7..second);
+    let before = |disk: &Small| disk.bytes(second - 7..second);
 
     let mut tapdisk = Tapdisk::open(&disk.path).unwrap();
     disk.write(&mut tapdisk, SECTORS + 1..SECTORS + 9, 2);
@@ -115,9 +116,9 @@ fn a_full_block_is_rewritten_with_zeros_before_its_bitmap() {
 
 #[test]
 fn the_end_footer_goes_and_comes_back() {
-    let mut disk = Disk::new();
+    let mut disk = Small::new();
     let footer = disk.bytes(0..1);
-    let last = |disk: &Disk| {
+    let last = |disk: &Small| {
         let bytes = fs::read(&disk.path).unwrap();
         bytes[bytes.len() - 512..].to_vec()
     };
@@ -139,7 +140,7 @@ fn the_end_footer_goes_and_comes_back() {
 /// What others write while it has an image open, it does not see, and overwrites.
 #[test]
 fn tables_are_those_of_when_it_was_opened() {
-    let mut disk = Disk::new();
+    let mut disk = Small::new();
     let mut tapdisk = Tapdisk::open(&disk.path).unwrap();
     let mut other = Tapdisk::open(&disk.path).unwrap();
     other.write(0, &data(0..8, 7)).unwrap();
@@ -171,7 +172,7 @@ fn it_goes_on_with_the_same_disk_only() {
 
 #[test]
 fn others_may_act_between_its_writes() {
-    let mut disk = Disk::new();
+    let mut disk = Small::new();
     let mut tapdisk = Tapdisk::open(&disk.path).unwrap();
     let path: &Path = &disk.path.clone();
     let mut lengths = Vec::new();
@@ -181,4 +182,45 @@ fn others_may_act_between_its_writes() {
     disk.content[5 * 512..6 * 512].copy_from_slice(&data(5..6, 1));
     disk.assert_read(&mut tapdisk);
     assert_eq!(disk.folder.path().read_dir().unwrap().count(), 1);
+}
+
+/// Each image as the two leave it, at each step.
+#[test]
+fn it_leaves_the_bytes_that_the_real_one_leaves() {
+    if !real::is_installed() {
+        return;
+    }
+    for (seed, name) in (0..2).flat_map(|seed| ["empty-10m.vhd", "leaf.vhd", "prealloc.vhd"].map(|name| (seed, name))) {
+        let mut random = Random::new(seed);
+        let names = ["base.vhd", "mid.vhd", "leaf.vhd", "prealloc.vhd", "empty-10m.vhd"];
+        let folders = [golden::unpack(&names), golden::unpack(&names)];
+        let paths = folders.each_ref().map(|folder| folder.path().join(name));
+        let mut real = real::RealTapdisk::open(&paths[0]).unwrap();
+        let mut double = Tapdisk::open(&paths[1]).unwrap();
+        assert_eq!(real.sectors(), double.sectors());
+        let same = |step: u16, what: &str| {
+            let [one, other] = paths.each_ref().map(|path| fs::read(path).unwrap());
+            let differs = one.chunks(512).zip(other.chunks(512)).position(|(one, other)| one != other);
+            assert_eq!((one.len(), differs), (other.len(), None), "{name}, seed {seed}, step {step}, {what}");
+        };
+        for step in 0..15 {
+            let start = random.below(double.sectors() / 8) * 8;
+            let start = if random.chance(80) { start / SECTORS * SECTORS } else { start };
+            let end = (start + 1 + random.below(2 * SECTORS)).min(double.sectors());
+            let bytes = data(start..end, step + 1);
+            real.write_beside(start, &bytes, &mut || ()).unwrap();
+            double.write(start, &bytes).unwrap();
+            let around = start.saturating_sub(1000)..(end + 1000).min(double.sectors());
+            assert!(real.read(around.clone()).unwrap() == double.read(around).unwrap());
+            same(step, "while it runs");
+            if random.chance(60) {
+                real.pause().unwrap();
+                double.pause().unwrap();
+                same(step, "paused");
+                real.unpause().unwrap();
+                double.unpause().unwrap();
+                same(step, "after a pause");
+            }
+        }
+    }
 }

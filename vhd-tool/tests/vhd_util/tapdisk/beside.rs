@@ -1,5 +1,6 @@
 //! A storage manager at work while a guest writes: commands at random moments, some of them in the middle of its writes.
-//! The same is done by blktap's program, where `blktap-vhd-util` is on the PATH: it holds double and tests to be right.
+//! The same is done with blktap's own programs, where they are on the PATH (`blktap-vhd-util`; `tapdisk` and `tap-ctl`): they
+//! hold double and tests to be right.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,9 +11,10 @@ use tempfile::TempDir;
 use testkit::layout::assert_layout;
 use testkit::random::Random;
 use testkit::scratch;
-use testkit::tapdisk::ANOTHER_SIZE;
+use testkit::tapdisk::real::{self, RealTapdisk};
+use testkit::tapdisk::{ANOTHER_SIZE, Tapdisk};
 
-use super::guest::{Content, Guest};
+use super::guest::{Content, Guest, Opener};
 use crate::program;
 
 const LEAF: &str = "disk.vhd";
@@ -46,6 +48,7 @@ struct Node {
 /// A repository in which one volume is used by a guest.
 struct Manager {
     util: Util,
+    open: Opener,
     folder: TempDir,
     random: Random,
     guest: Guest,
@@ -58,15 +61,15 @@ struct Manager {
 }
 
 impl Manager {
-    fn new(util: Util, seed: u64) -> Self {
+    fn new(util: Util, open: Opener, seed: u64) -> Self {
         let mut random = Random::new(seed);
         let folder = scratch::folder();
         let size = [64, 254, 30 << 10, 60 << 10, 1 << 20][random.below(5) as usize];
         let room = size + [0, 64, 10 << 10][random.below(3) as usize];
         util.run(folder.path(), &["create", "-n", LEAF, "-s", &size.to_string(), "-S", &room.to_string()]);
-        let guest = Guest::start(&folder.path().join(LEAF), Content::new(size * 2048));
+        let guest = Guest::start_by(open, &folder.path().join(LEAF), Content::new(size * 2048));
         let nodes = BTreeMap::from([(LEAF.to_owned(), Node { parent: None, content: None })]);
-        Self { util, folder, random, guest, nodes, size, room, made: 0, log: Vec::new() }
+        Self { util, open, folder, random, guest, nodes, size, room, made: 0, log: Vec::new() }
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -206,7 +209,7 @@ impl Manager {
         assert_eq!(error.raw_os_error(), Some(ANOTHER_SIZE));
         let mut content = self.guest.content.clone();
         content.grow(self.size * 2048);
-        self.guest = Guest::start(&self.at(LEAF), content);
+        self.guest = Guest::start_by(self.open, &self.at(LEAF), content);
     }
 
     fn step(&mut self) {
@@ -264,9 +267,12 @@ fn size_of(path: &Path) -> u64 {
     bytes[48..56].iter().fold(0, |size, &byte| size << 8 | u64::from(byte)) >> 20
 }
 
-fn at_work(util: Util, seeds: std::ops::Range<u64>) {
+const DOUBLE: Opener = |path| Ok(Box::new(Tapdisk::open(path)?));
+const REAL: Opener = |path| Ok(Box::new(RealTapdisk::open(path)?));
+
+fn at_work(util: Util, open: Opener, seeds: std::ops::Range<u64>) {
     for seed in seeds {
-        let mut manager = Manager::new(util, seed);
+        let mut manager = Manager::new(util, open, seed);
         for _ in 0..30 {
             manager.step();
         }
@@ -274,21 +280,41 @@ fn at_work(util: Util, seeds: std::ops::Range<u64>) {
     }
 }
 
+fn blktaps_program_is_there() -> bool {
+    let is_there = Command::new("blktap-vhd-util").arg("query").output().is_ok();
+    if !is_there {
+        testkit::tell!("blktap-vhd-util is not on the PATH: nothing is done with it");
+    }
+    is_there
+}
+
 #[test]
 fn a_manager_with_our_program() {
-    at_work(Util::Ours, 0..8);
+    at_work(Util::Ours, DOUBLE, 0..8);
 }
 
 #[test]
 fn a_manager_with_our_program_again() {
-    at_work(Util::Ours, 8..16);
+    at_work(Util::Ours, DOUBLE, 8..16);
+}
+
+#[test]
+fn a_manager_with_our_program_and_the_real_tapdisk() {
+    if real::is_installed() {
+        at_work(Util::Ours, REAL, 16..24);
+    }
 }
 
 #[test]
 fn a_manager_with_blktaps_program() {
-    if Command::new("blktap-vhd-util").arg("query").output().is_err() {
-        testkit::tell!("blktap-vhd-util is not on the PATH: nothing is done with it");
-        return;
+    if blktaps_program_is_there() {
+        at_work(Util::Blktaps, DOUBLE, 0..6);
     }
-    at_work(Util::Blktaps, 0..6);
+}
+
+#[test]
+fn a_manager_with_blktaps_programs_only() {
+    if blktaps_program_is_there() && real::is_installed() {
+        at_work(Util::Blktaps, REAL, 0..4);
+    }
 }

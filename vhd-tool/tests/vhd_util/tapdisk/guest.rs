@@ -1,16 +1,20 @@
 //! A guest, and a model of what its disk must hold.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 
 use testkit::pattern;
 use testkit::random::Random;
-use testkit::tapdisk::Tapdisk;
+use testkit::tapdisk::{Disk, Tapdisk};
 use vhd_core::{Chain, ChainOptions, Sector, SectorRange};
 
 /// Sectors of a block.
 pub(super) const BLOCK: u64 = 4096;
+
+/// What opens the chain of an image for a guest.
+pub(super) type Opener = fn(&Path) -> io::Result<Box<dyn Disk>>;
 
 /// What a disk holds: the blocks that have been written to. All others hold zeros.
 #[derive(Clone, Debug)]
@@ -74,7 +78,7 @@ impl Content {
         self.assert_disk(what, &mut tapdisk);
     }
 
-    fn assert_disk(&self, what: &str, disk: &mut Tapdisk) {
+    fn assert_disk(&self, what: &str, disk: &mut dyn Disk) {
         assert_eq!(disk.sectors(), self.sectors, "{what}: the size");
         let read = |sectors| disk.read(sectors).expect("the files are readable");
         self.assert(&format!("{what}: as the guest reads it"), read);
@@ -89,7 +93,7 @@ fn zeros(sectors: u64, block: u64) -> Vec<u8> {
 /// A guest that uses a disk.
 #[derive(Debug)]
 pub(super) struct Guest {
-    pub(super) disk: Tapdisk,
+    pub(super) disk: Box<dyn Disk>,
     pub(super) content: Content,
     tag: u16,
 }
@@ -97,7 +101,12 @@ pub(super) struct Guest {
 impl Guest {
     /// Starts on a disk that holds what has been told.
     pub(super) fn start(path: &Path, content: Content) -> Self {
-        let disk = Tapdisk::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self::start_by(|path| Ok(Box::new(Tapdisk::open(path)?)), path, content)
+    }
+
+    /// The same by a tapdisk of the caller's.
+    pub(super) fn start_by(open: Opener, path: &Path, content: Content) -> Self {
+        let disk = open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let tag = content.blocks.values().flat_map(|block| block.chunks(512)).map(|sector| sector[6]).max();
         Self { disk, content, tag: tag.unwrap_or(0).into() }
     }
@@ -123,7 +132,7 @@ impl Guest {
 
     /// Compares the disk with what it must hold.
     pub(super) fn assert(&mut self, what: &str) {
-        self.content.assert_disk(what, &mut self.disk);
+        self.content.assert_disk(what, &mut *self.disk);
     }
 
     /// Writes the first sectors of all blocks that it knows, where tapdisk rewrites the bitmaps of full ones.
