@@ -7,7 +7,11 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use super::{Disk, headers::SECTOR};
+use super::headers::{SECTOR, be32, be64};
+use super::{Disk, pieces};
+
+/// The most sectors of a request.
+const REQUEST: u64 = 2048;
 
 /// Whether `tapdisk` and `tap-ctl` are on the PATH; says so where they are not.
 pub fn is_installed() -> bool {
@@ -62,7 +66,7 @@ impl RealTapdisk {
         self.guest.write_all(&answer)?;
         let mut export = [0; 10];
         self.guest.read_exact(&mut export)?;
-        self.sectors = super::headers::be64(&export, 0) / SECTOR;
+        self.sectors = be64(&export, 0) / SECTOR;
         Ok(())
     }
 
@@ -79,7 +83,7 @@ impl RealTapdisk {
     fn reply(&mut self) -> io::Result<()> {
         let mut reply = [0; 16];
         self.guest.read_exact(&mut reply)?;
-        match super::headers::be32(&reply, 4) {
+        match be32(&reply, 4) {
             0 => Ok(()),
             error => Err(io::Error::from_raw_os_error(error.cast_signed())),
         }
@@ -99,13 +103,20 @@ impl Disk for RealTapdisk {
         Ok(bytes)
     }
 
-    /// `between` is called a few times while the request may be under way.
+    /// In requests of at most 1 MiB, as kernels give them: one for two new blocks at once waits for a timer of tapdisk's.
+    /// `between` is called a few times while each may be under way.
     fn write_beside(&mut self, sector: u64, bytes: &[u8], between: &mut dyn FnMut()) -> io::Result<()> {
-        self.request(1, &(sector..sector + bytes.len() as u64 / SECTOR), bytes)?;
-        for _ in 0..3 {
-            between();
-        }
-        self.reply()
+        let end = sector + bytes.len() as u64 / SECTOR;
+        pieces(sector..end, |piece, within| {
+            let count = (piece.end - piece.start).min(REQUEST - piece.start % REQUEST);
+            let data = &bytes[within..][..(count * SECTOR) as usize];
+            self.request(1, &(piece.start..piece.start + count), data)?;
+            for _ in 0..3 {
+                between();
+            }
+            self.reply()?;
+            Ok(count)
+        })
     }
 
     fn pause(&mut self) -> io::Result<()> {

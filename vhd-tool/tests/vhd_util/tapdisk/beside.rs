@@ -301,7 +301,7 @@ fn a_manager_with_our_program_again() {
 #[test]
 fn a_manager_with_our_program_and_the_real_tapdisk() {
     if real::is_installed() {
-        at_work(Util::Ours, REAL, 16..24);
+        at_work(Util::Ours, REAL, 16..20);
     }
 }
 
@@ -315,6 +315,6 @@ fn a_manager_with_blktaps_program() {
 #[test]
 fn a_manager_with_blktaps_programs_only() {
     if blktaps_program_is_there() && real::is_installed() {
-        at_work(Util::Blktaps, REAL, 0..4);
+        at_work(Util::Blktaps, REAL, 0..2);
     }
 }

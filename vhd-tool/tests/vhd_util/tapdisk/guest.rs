@@ -40,6 +40,16 @@ impl Content {
         self.blocks.entry(last).or_insert_with(|| zeros(sectors, last));
     }
 
+    /// Takes over blocks of another disk.
+    pub(super) fn take(&mut self, other: &Self, blocks: Range<u64>) {
+        self.blocks.extend(other.blocks.range(blocks).map(|(&block, bytes)| (block, bytes.clone())));
+    }
+
+    /// Also looks at a block that nothing was written to.
+    pub(super) fn expect_zeros(&mut self, block: u64) {
+        self.blocks.entry(block).or_insert_with(|| zeros(self.sectors, block));
+    }
+
     fn write(&mut self, sector: u64, bytes: &[u8]) {
         for (sector, bytes) in (sector..).zip(bytes.chunks(512)) {
             let block = self.blocks.entry(sector / BLOCK).or_insert_with(|| zeros(self.sectors, sector / BLOCK));

@@ -84,12 +84,49 @@ fn where_the_bat_has_room() {
 
 #[test]
 fn by_vhd_tool() {
-    grown(
-        |_| None,
-        |path, mib| {
-            let mut vhd_tool = Command::new(assert_cmd::cargo::cargo_bin!("vhd-tool"));
-            let output = vhd_tool.arg("resize").arg(path).arg(format!("{mib}M")).output().expect("the program starts");
-            assert!(output.status.success(), "{output:?}");
-        },
-    );
+    grown(|_| None, |path, mib| vhd_tool(path, mib, &[]));
+}
+
+fn vhd_tool(path: &Path, mib: u64, options: &[&str]) {
+    let mut vhd_tool = Command::new(assert_cmd::cargo::cargo_bin!("vhd-tool"));
+    let output = vhd_tool.arg("resize").arg(path).arg(format!("{mib}M")).args(options).output();
+    let output = output.expect("the program starts");
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// tapdisk does not see the BAT's entries behind the end of a disk, and puts new blocks where they point to.
+#[test]
+fn after_it_became_smaller() {
+    let folder = scratch::folder();
+    let path = folder.path().join("disk.vhd");
+    done(folder.path(), &["create", "-n", "disk.vhd", "-s", "64"]);
+    let mut guest = Guest::start(&path, Content::new(64 << 11));
+    for block in [20, 3, 25, 31] {
+        guest.fill(block);
+    }
+    guest.disk.pause().expect("the leaf is writable");
+    vhd_tool(&path, 32, &["--discard"]);
+    let mut content = Content::new(32 << 11);
+    content.take(&guest.content, 0..16);
+    let mut guest = Guest::start(&path, content);
+    guest.assert("when it is smaller");
+    for block in [5, 6, 7] {
+        guest.fill(block);
+    }
+    guest.touch();
+    guest.disk.pause().expect("the leaf is writable");
+    let mut content = guest.content;
+    content.assert_file("when it is smaller", &path);
+    vhd_tool(&path, 64, &[]);
+    content.grow(64 << 11);
+    for block in 16..32 {
+        content.expect_zeros(block);
+    }
+    content.assert_file("when it is large again", &path);
+    let mut guest = Guest::start(&path, content);
+    guest.fill(20);
+    guest.touch();
+    guest.assert("when it is large again");
+    guest.disk.pause().expect("the leaf is writable");
+    assert_layout(&path);
 }
