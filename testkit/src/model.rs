@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use vhd_core::check::{self, Severity};
 use vhd_core::{
-    BlockSize, ByteCount, Chain, ChainOptions, Existing, NewImage, NewKind, ParentLink, SECTOR_SIZE, Sector,
+    BlockSize, ByteCount, Chain, ChainOptions, Existing, Image, NewImage, NewKind, ParentLink, SECTOR_SIZE, Sector,
     SectorCount, SectorRange, Volume, create_file,
 };
 
@@ -122,12 +122,14 @@ impl Model {
         &self.contents[volume]
     }
 
-    /// Gives a volume another size.
+    /// Gives a volume another size, and back what it held beyond it, as the worker does.
     pub fn resize(&mut self, volume: &Path, sectors: u64) {
         let size = ByteCount(sectors * SECTOR_SIZE);
         let mut open = self.open(volume);
         open.set_size(size).expect("the volume can have that size");
         open.close().expect("the volume closes");
+        let mut image = Image::open_writable(volume).expect("the volume opens");
+        image.drop_leftovers().and_then(|_| Ok(image.close()?)).expect("the volume is writable");
         self.contents.get_mut(volume).expect("a volume of the model").resize(size.0 as usize, 0);
     }
 
