@@ -6,6 +6,7 @@ pub mod filesystem;
 pub mod fuzz;
 pub mod golden;
 pub mod inject;
+pub mod layout;
 pub mod loop_device;
 pub mod model;
 pub mod old_layout;
@@ -16,6 +17,7 @@ pub mod random;
 pub mod scene;
 pub mod scratch;
 pub mod sparse;
+pub mod tapdisk;
 pub mod worker;
 
 use sha2::{Digest, Sha256};

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use vhd_core::check::{self, Severity};
 use vhd_core::{
-    BlockSize, ByteCount, Chain, ChainOptions, Existing, NewImage, NewKind, ParentLink, SECTOR_SIZE, Sector,
+    BlockSize, ByteCount, Chain, ChainOptions, Existing, Image, NewImage, NewKind, ParentLink, SECTOR_SIZE, Sector,
     SectorCount, SectorRange, Volume, create_file,
 };
 
+use crate::layout::assert_layout;
 use crate::{scratch, worker};
 
 /// A folder of images and the content that each volume must have.
@@ -131,12 +132,14 @@ impl Model {
         &self.contents[volume]
     }
 
-    /// Gives a volume another size.
+    /// Gives a volume another size, and back what it held beyond it, as the worker does.
     pub fn resize(&mut self, volume: &Path, sectors: u64) {
         let size = ByteCount(sectors * SECTOR_SIZE);
         let mut open = self.open(volume);
         open.set_size(size).expect("the volume can have that size");
         open.close().expect("the volume closes");
+        let mut image = Image::open_writable(volume).expect("the volume opens");
+        image.drop_leftovers().and_then(|_| Ok(image.close()?)).expect("the volume is writable");
         self.contents.get_mut(volume).expect("a volume of the model").resize(size.0 as usize, 0);
     }
 
@@ -177,6 +180,7 @@ impl Model {
             if path.extension().is_some_and(|extension| extension == "vhd") {
                 let report = check::file(&path).expect("the file is readable");
                 assert!(report.worst() < Some(Severity::Warning), "{}: {:?}", path.display(), report.findings());
+                assert_layout(&path);
             }
         }
     }

@@ -15,13 +15,13 @@ pub fn scramble(number: u64) -> u64 {
 pub struct Random(u64);
 
 impl Random {
-    /// Starts one.
+    /// Starts a sequence.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The next one.
-    #[expect(clippy::should_implement_trait, reason = "it never ends, and nothing iterates over it")]
+    /// The next number.
+    #[expect(clippy::should_implement_trait, reason = "it never ends")]
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         scramble(self.0)
@@ -35,5 +35,10 @@ impl Random {
     /// Says yes in so many of 256 cases.
     pub fn chance(&mut self, of_256: u64) -> bool {
         self.next() % 256 < of_256
+    }
+
+    /// A number below a limit.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
     }
 }

@@ -13,6 +13,7 @@ use vhd_core::{
     NewKind, ParentLink, Sector, SectorRange, Uuid, Volume, create_file,
 };
 
+use crate::layout::assert_layout;
 use crate::model::read_all;
 use crate::{pattern, scratch};
 
@@ -206,7 +207,7 @@ pub fn layers(volume: &Path) -> Vec<PathBuf> {
     chain.layers().iter().map(Layer::path).map(Path::to_path_buf).collect()
 }
 
-/// Checks that every image of a folder is sound and has its parent.
+/// Checks that every image of a folder is sound, laid out as it must be, and has its parent.
 ///
 /// # Panics
 /// If one is not, or has not.
@@ -219,6 +220,7 @@ pub fn check(folder: &Path) {
         let report = check::file(&node.path).expect("the image can be read");
         let bad: Vec<_> = report.findings().iter().filter(|finding| finding.severity >= Severity::Warning).collect();
         assert!(bad.is_empty(), "{name}: {bad:?}");
+        assert_layout(&node.path);
     }
 }
 

@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
+use testkit::layout::kept;
 use uuid::Uuid;
 use vhd_core::{ChainOptions, Sector, SectorCount, SectorRange};
 
@@ -93,7 +94,7 @@ impl Scene {
     /// Calls a method that takes a volume and nothing else.
     #[track_caller]
     pub(crate) fn call(&self, method: &str, key: &str) -> Value {
-        self.done(method, &self.about(key, &json!({})))
+        kept(&self.folder, || self.done(method, &self.about(key, &json!({}))))
     }
 
     /// As [`call`](Self::call), whatever comes of it.

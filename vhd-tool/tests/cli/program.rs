@@ -7,6 +7,7 @@ use std::path::Path;
 use assert_cmd::Command;
 use serde_json::Value;
 use testkit::golden;
+use testkit::layout::kept;
 use vhd_core::{Chain, ChainOptions, ParentPlaces};
 
 /// The program, about to be started in a folder.
@@ -23,7 +24,9 @@ pub(crate) fn done(folder: &Path, args: &[&str]) -> String {
 
 /// Runs it, expects an exit code, and gives standard output and standard error.
 pub(crate) fn ended(folder: &Path, args: &[&str], code: i32) -> (String, String) {
-    let output = command(folder, args).assert().code(code).get_output().clone();
+    let run = || command(folder, args).assert().code(code).get_output().clone();
+    // What a repair has mended, it gives back as it was when it is undone.
+    let output = if args.contains(&"--undo") { run() } else { kept(folder, run) };
     let text = |bytes| String::from_utf8(bytes).expect("the program prints UTF-8");
     (text(output.stdout), text(output.stderr))
 }

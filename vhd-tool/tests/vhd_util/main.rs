@@ -22,4 +22,5 @@ mod revert;
 mod scan;
 mod set;
 mod snapshot;
+mod tapdisk;
 mod volume_group;

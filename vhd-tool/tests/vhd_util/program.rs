@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 
 use assert_cmd::Command;
 use tempfile::TempDir;
+use testkit::layout::kept;
 use vhd_core::{Chain, ChainOptions, ParentPlaces, Sector, SectorRange, Volume};
 
 /// A link to the program that has the name; processes that run tests make one each.
@@ -34,7 +35,7 @@ pub(crate) fn process(folder: &Path, args: &[&str]) -> std::process::Command {
 
 /// Runs it, expects an exit code, and gives standard output and standard error.
 pub(crate) fn ended(folder: &Path, args: &[&str], code: i32) -> (String, String) {
-    let output = command(folder, args).assert().code(code).get_output().clone();
+    let output = kept(folder, || command(folder, args).assert().code(code).get_output().clone());
     let text = |bytes| String::from_utf8(bytes).expect("the program prints UTF-8");
     (text(output.stdout), text(output.stderr))
 }
