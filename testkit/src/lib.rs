@@ -10,6 +10,7 @@ pub mod loop_device;
 pub mod model;
 pub mod pattern;
 pub mod peers;
+pub mod plain;
 mod random;
 pub mod scene;
 pub mod scratch;

@@ -13,8 +13,10 @@ mod hostile;
 mod interop;
 mod link;
 mod matrix;
+mod power;
 mod repair;
 mod resize;
+mod states;
 mod storage;
 mod write;
 
