@@ -294,25 +294,29 @@ fn a_run_that_changes_before_it_is_locked_is_refused() {
     let repository = open(scene.path());
     let request = Request { into: None, ..request(&scene, "leaf.vhd", "mid.vhd", Direction::Down) };
     let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                let (leaf, other) = (scene.file("leaf.vhd"), scene.file("other.vhd"));
-                renameat_with(CWD, &leaf, CWD, &other, RenameFlags::EXCHANGE).unwrap();
-                std::thread::yield_now();
-            }
-        });
-        let mut prepared = 0;
-        for _ in 0..400 {
-            let Ok(run) = Coalesce::prepare(&repository, &request) else { continue };
-            prepared += 1;
-            let node = run.sources()[0].as_vhd().unwrap();
-            let parent = node.parent_paths().unwrap().iter().find_map(|path| path.canonicalize().ok());
-            assert_eq!(parent.as_deref(), Some(run.target()), "another image is locked than planned for");
+    let (leaf, other) = (scene.file("leaf.vhd"), scene.file("other.vhd"));
+    let exchange = || {
+        while !stop.load(Ordering::Relaxed) {
+            renameat_with(CWD, &leaf, CWD, &other, RenameFlags::EXCHANGE).unwrap();
+            std::thread::yield_now();
         }
+    };
+    let prepare = || {
+        let run = Coalesce::prepare(&repository, &request).ok()?;
+        let node = run.sources()[0].as_vhd()?;
+        let parent = node.parent_paths().unwrap().iter().find_map(|path| path.canonicalize().ok());
+        Some((parent?, run.target().to_path_buf()))
+    };
+    let prepared: Vec<_> = std::thread::scope(|scope| {
+        scope.spawn(exchange);
+        let prepared = (0..400).filter_map(|_| prepare()).collect();
         stop.store(true, Ordering::Relaxed);
-        assert!(prepared > 0);
+        prepared
     });
+    assert!(!prepared.is_empty());
+    for (planned, locked) in prepared {
+        assert_eq!(planned, locked, "another image is locked than planned for");
+    }
 }
 
 /// The state of a snapshot that was killed when the volume had its new file, and the snapshot not yet its name.
