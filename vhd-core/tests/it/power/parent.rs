@@ -14,8 +14,9 @@ use super::{DISK, Trial, child, container, content, dynamic, link_to, open, pare
 struct Records(RefCell<Vec<(usize, HeaderChange)>>);
 
 impl Records {
-    fn add(&self, trial: &Trial, change: &HeaderChange) {
+    fn add(&self, trial: &Trial, change: &HeaderChange) -> Result<(), MetadataError> {
         self.0.borrow_mut().push((trial.storage.operations(), change.clone()));
+        Ok(())
     }
 
     /// Finishes the last change that had been recorded when power failed; tells whether there is one.
@@ -47,7 +48,7 @@ fn an_image_is_linked_to_the_old_parent_or_to_the_new() {
         // Written before, and made durable by the way.
         trial.write(&image, sectors(70, 5), 3);
         for (parent, name) in [(&second, "second.vhd"), (&first, long.as_str())] {
-            let record = |change: &HeaderChange| Ok::<_, MetadataError>(records.add(&trial, change));
+            let record = |change: &HeaderChange| records.add(&trial, change);
             image.relink_recorded(&link_to(parent, name), record).unwrap();
             trial.promise();
         }
@@ -75,7 +76,7 @@ fn a_torn_header_is_refused_until_its_record_mends_it() {
     let (first, second) = (parent(), parent());
     let trial = Trial::new(&child(&first, 4096), Some(&first));
     let records = Records::default();
-    let record = |change: &HeaderChange| Ok::<_, MetadataError>(records.add(&trial, change));
+    let record = |change: &HeaderChange| records.add(&trial, change);
     trial.image().relink_recorded(&link_to(&second, "second.vhd"), record).unwrap();
     let mut torn = 0;
     trial.check_with(
@@ -120,7 +121,7 @@ fn changes_hands(
         })
         .collect();
     trial.step(|disk| disk.clone_from(&after));
-    change(&mut disk, &mut |change| Ok(records.add(&trial, change)));
+    change(&mut disk, &mut |change| records.add(&trial, change));
     drop(disk);
     trial.promise();
     records.check_made(1);
@@ -163,7 +164,7 @@ fn texts_and_blocks_do_not_meet() {
     for round in 0..4 {
         trial.write(&image, sectors(48 + 8 * round, 8), 4 + round as u16);
         let parent = if round % 2 == 0 { &second } else { &first };
-        let record = |change: &HeaderChange| Ok::<_, MetadataError>(records.add(&trial, change));
+        let record = |change: &HeaderChange| records.add(&trial, change);
         image.relink_recorded(&link_to(parent, &format!("{}.vhd", "r".repeat(1 + round as usize))), record).unwrap();
         trial.promise();
     }
