@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON := target/test-python/bin/python
 
-.PHONY: demo test test-install torture fuzz setup lint bench compare soak assets install install-files uninstall deb clean
+.PHONY: demo test test-install torture mutants fuzz setup lint bench compare soak assets install install-files uninstall deb clean
 
 demo: ## builds, coalesces a sample chain, verifies its content
 	cargo build --release --locked -p vhd-tool -p testkit
@@ -39,6 +39,9 @@ soak: ## the model test, for as long as CASES cases take
 torture: setup ## crash states, kills and forests with changed blocks, TORTURE times as many as `make test` tries
 	TORTURE=$${TORTURE:-20} cargo test --release --locked -p vhd-tool --test crash -- --nocapture
 	TORTURE=$${TORTURE:-20} cargo test --release --locked -p sr-plugin --test lives tracked -- --nocapture
+
+mutants: setup ## wrong lines put into the modules where one loses data, by MUTANTS_SEED, for MUTANTS_MINUTES; see docs/mutants.md
+	cargo run --locked -q --manifest-path mutants/Cargo.toml --target-dir target/mutants/runner
 
 FUZZ_TARGETS ?= footer header image chain operations journal plugin
 

@@ -88,7 +88,7 @@ impl Budget {
     /// Changes the limits, for those who wait already too. An operation that is under way, or about to begin, goes on.
     pub fn set_limits(&self, limits: Limits) {
         self.change(|state| {
-            state.count();
+            state.count(Instant::now());
             state.limits = limits;
         });
     }
@@ -145,7 +145,7 @@ impl Budget {
                 break Err(Aborted);
             }
             let first = state.queue.front() == Some(&ticket);
-            let sleep = if first { state.time_to_wait(self.in_flight()) } else { Some(LONGEST_SLEEP) };
+            let sleep = if first { state.time_to_wait(Instant::now(), self.in_flight()) } else { Some(LONGEST_SLEEP) };
             let Some(sleep) = sleep else { break Ok(()) };
             let woken = self.shared.changed.wait_timeout(state, sleep);
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
@@ -186,8 +186,7 @@ impl State {
     }
 
     /// Adds what has come in since it was counted last.
-    fn count(&mut self) {
-        let now = Instant::now();
+    fn count(&mut self, now: Instant) {
         let elapsed = now - std::mem::replace(&mut self.counted, now);
         self.tokens = match self.limits.bytes_per_second {
             Some(rate) => {
@@ -205,11 +204,11 @@ impl State {
     }
 
     /// How long the first in the queue waits before it looks again; `None` when it may go.
-    fn time_to_wait(&mut self, in_flight: u32) -> Option<Duration> {
+    fn time_to_wait(&mut self, now: Instant, in_flight: u32) -> Option<Duration> {
         if self.paused || self.limits.in_flight.is_some_and(|limit| in_flight >= limit.get()) {
             return Some(LONGEST_SLEEP);
         }
-        self.count();
+        self.count(now);
         let rate = self.limits.bytes_per_second?.get() as f64;
         // A little more than nothing, so that rounding does not let it wake too early and look again.
         let seconds = -self.tokens / rate;

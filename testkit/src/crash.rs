@@ -1,4 +1,5 @@
-//! Power failures: records what a real program does to a folder, and gives every state that the folder could be found in.
+//! Power failures: records what a real program does to a folder, and gives every state that the folder could be found in;
+//! or the same of one image in memory ([`PowerStorage`]).
 //!
 //! The program runs under strace. What is recorded is checked: done again on the model of the folder as it was, it must
 //! give the folder as it is.
@@ -28,6 +29,7 @@ mod content;
 mod disk;
 mod folder;
 mod operation;
+mod power;
 mod processes;
 mod replay;
 mod states;
@@ -40,6 +42,7 @@ use std::sync::Arc;
 
 use folder::Times;
 use operation::Operation;
+pub use power::PowerStorage;
 use replay::Replay;
 pub use states::{Options, State, States};
 use tree::Tree;
@@ -94,6 +97,7 @@ impl Recording {
 
     /// Gives the distinct states in which a power failure, during or just after the program, may leave the folder.
     pub fn states(&self, options: Options) -> States {
-        States::new(Arc::clone(&self.operations), self.initial.clone(), Arc::clone(&self.times), options)
+        let end = Arc::new([self.operations.len()]);
+        States::new(Arc::clone(&self.operations), self.initial.clone(), Arc::clone(&self.times), end, options)
     }
 }

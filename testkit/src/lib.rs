@@ -12,6 +12,7 @@ pub mod model;
 pub mod old_layout;
 pub mod pattern;
 pub mod peers;
+pub mod plain;
 pub mod poorfs;
 pub mod random;
 pub mod scene;

@@ -39,18 +39,26 @@ pub struct States {
     done: usize,
     pending: Arc<[Pending]>,
     choices: std::vec::IntoIter<Choice>,
-    seen: HashSet<u64>,
+    /// Numbers of operations after each of which more is promised than before.
+    promises: Arc<[usize]>,
+    seen: HashSet<(u64, usize)>,
     random: Random,
     index: usize,
 }
 
 impl States {
-    pub(super) fn new(operations: Arc<[Operation]>, initial: Tree, times: Arc<Times>, options: Options) -> Self {
+    pub(super) fn new(
+        operations: Arc<[Operation]>,
+        initial: Tree,
+        times: Arc<Times>,
+        promises: Arc<[usize]>,
+        options: Options,
+    ) -> Self {
         let disk = Disk::new(Arc::clone(&operations), initial);
         let random = Random::new(options.seed);
         let choices = vec![Choice::new()].into_iter();
         let (pending, seen) = (Arc::new([]), HashSet::new());
-        Self { options, operations, times, disk, done: 0, pending, choices, seen, random, index: 0 }
+        Self { options, operations, times, disk, done: 0, pending, choices, promises, seen, random, index: 0 }
     }
 }
 
@@ -61,14 +69,14 @@ impl Iterator for States {
         loop {
             for choice in self.choices.by_ref() {
                 let tree = self.disk.found(&choice);
-                let ended = self.done == self.operations.len();
-                // After the end they are given again: more may be asked of them.
-                if self.seen.insert(tree.identity() ^ u64::from(ended)) {
+                let promised = self.promises.partition_point(|&made| made <= self.done);
+                // After a promise they are given again: more may be asked of them.
+                if self.seen.insert((tree.identity(), promised)) {
                     let index = self.index;
                     self.index += 1;
                     let (operations, pending) = (Arc::clone(&self.operations), Arc::clone(&self.pending));
                     let times = Arc::clone(&self.times);
-                    return Some(State { index, done: self.done, operations, times, pending, choice, tree });
+                    return Some(State { index, done: self.done, promised, operations, times, pending, choice, tree });
                 }
             }
             if self.done == self.operations.len() {
@@ -87,6 +95,7 @@ impl Iterator for States {
 pub struct State {
     index: usize,
     done: usize,
+    promised: usize,
     operations: Arc<[Operation]>,
     times: Arc<Times>,
     pending: Arc<[Pending]>,
@@ -103,6 +112,11 @@ impl State {
     /// Counts the operations that the program had done.
     pub fn operations_done(&self) -> usize {
         self.done
+    }
+
+    /// Counts the promises that had been made: what they say must be there.
+    pub fn promises_made(&self) -> usize {
+        self.promised
     }
 
     /// Tells whether the program had ended: what it promised must be there.

@@ -15,9 +15,11 @@ mod interop;
 mod layout;
 mod link;
 mod matrix;
+mod power;
 mod repair;
 mod resize;
 mod short;
+mod states;
 mod storage;
 mod write;
 

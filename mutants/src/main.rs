@@ -1,0 +1,138 @@
+//! `make mutants`: how many wrong lines the tests notice.
+//!
+//! The repository is copied, every wrong line that the modules below can have is compiled in at once, and the tests that concern a
+//! module run once for each, with its number in the environment; the order is random, by MUTANTS_SEED, until MUTANTS_MINUTES are
+//! over. Those that no test notices, and that `docs/mutants.md` does not explain, may be one in twenty.
+
+mod explained;
+mod run;
+mod sites;
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use explained::Explained;
+use run::{Copy, Tests};
+use sites::Site;
+
+/// Modules, and the tests that concern them: package, target, and filters.
+const MODULES: [(&[&str], &[TestTarget]); 4] = [
+    (
+        &["vhd-core/src/write.rs", "vhd-core/src/write"],
+        &[("vhd-core", "it", &["power", "states", "fault", "write", "compact", "resize", "link"])],
+    ),
+    (
+        &[
+            "coalesce-worker/src/repository/recover.rs",
+            "coalesce-worker/src/finish.rs",
+            "coalesce-worker/src/delete.rs",
+            "coalesce-worker/src/coalesce.rs",
+            "coalesce-worker/src/snapshot.rs",
+            "coalesce-worker/src/survey.rs",
+            "coalesce-worker/src/survey",
+        ],
+        &[(
+            "coalesce-worker",
+            "it",
+            &["world", "locks", "review", "snapshot", "coalesce", "collect", "behaviours", "revert", "garbage"],
+        )],
+    ),
+    (
+        &["sr-plugin/src/change.rs", "sr-plugin/src/tracking.rs"],
+        &[("sr-plugin", "lives", &[]), ("sr-plugin", "conformance", &[])],
+    ),
+    (&["vhd-tool/src/stream"], &[("vhd-tool", "cli", &["stream", "serve", "peers", "get", "convert"])]),
+];
+
+/// A package, a target of it, and filters.
+type TestTarget = (&'static str, &'static str, &'static [&'static str]);
+
+/// The part of the wrong lines that must be noticed.
+const LEAST: f64 = 0.95;
+
+fn main() -> ExitCode {
+    match work() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("mutants: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// A number from the environment.
+fn setting(name: &str, default: u64) -> Result<u64, Box<dyn Error>> {
+    match std::env::var(name) {
+        Ok(text) if !text.is_empty() => Ok(text.parse().map_err(|error| format!("{name}: {error}"))?),
+        _ => Ok(default),
+    }
+}
+
+fn work() -> Result<bool, Box<dyn Error>> {
+    let (seed, minutes) = (setting("MUTANTS_SEED", 1)?, setting("MUTANTS_MINUTES", 30)?);
+    let only = std::env::var("MUTANTS_ONLY").unwrap_or_default();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
+    let explained = Explained::read(&root.join("docs/mutants.md"))?;
+    let copy = Copy::of(&root)?;
+
+    let mut sites: Vec<(PathBuf, Vec<Site>, usize)> = Vec::new();
+    let mut count = 1;
+    for (module, (files, _)) in MODULES.iter().enumerate() {
+        for file in copy.files(files)?.into_iter().filter(|file| file.to_string_lossy().contains(&only)) {
+            let switch = if file.starts_with("vhd-core") { "crate::mutant" } else { "vhd_core::mutant" };
+            let found = sites::find(&copy.original(&file)?, count, switch, (seed % 2) as usize)
+                .map_err(|error| format!("{}: {error}", file.display()))?;
+            count += found.len();
+            sites.push((file, found, module));
+        }
+    }
+    let modules: Vec<usize> = (0..MODULES.len()).filter(|it| sites.iter().any(|(_, _, module)| module == it)).collect();
+    let targets = modules.iter().flat_map(|&module| MODULES[module].1).copied().collect::<Vec<_>>();
+    let (tests, unviable) = Tests::build(&copy, &mut sites, &targets)?;
+    println!(
+        "{} wrong lines, {unviable} more that do not compile; seed {seed}, {minutes} minutes",
+        count - 1 - unviable
+    );
+    for target in &targets {
+        tests.check_sound(*target)?;
+    }
+
+    let mut all: Vec<(&Path, &Site, usize)> = Vec::new();
+    for (file, found, module) in &sites {
+        all.extend(found.iter().map(|site| (file.as_path(), site, *module)));
+    }
+    all.sort_by_key(|(_, site, _)| scramble(seed ^ scramble(site.number as u64)));
+    let end = Instant::now() + Duration::from_secs(minutes * 60);
+    let (mut caught, mut excused, mut missed) = (0, 0, 0);
+    for (file, site, module) in all {
+        if Instant::now() > end {
+            break;
+        }
+        let place = format!("{}:{}: {}: {}", file.display(), site.line, site.what, site.text);
+        if let Some(test) = tests.first_to_notice(site.number, MODULES[module].1)? {
+            caught += 1;
+            println!("caught  {place}  by {test}");
+        } else if let Some(reason) = explained.reason(file, site) {
+            excused += 1;
+            println!("excused {place}  {reason}");
+        } else {
+            missed += 1;
+            println!("MISSED  {place}");
+        }
+    }
+    let tried = caught + missed;
+    let part = if tried == 0 { 1.0 } else { f64::from(caught) / f64::from(tried) };
+    println!("{caught} caught, {missed} missed, {excused} excused, {unviable} unviable: {:.1} % caught", part * 100.0);
+    Ok(part >= LEAST)
+}
+
+/// Source: the finaliser of `SplitMix64`.
+fn scramble(number: u64) -> u64 {
+    let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
+}
