@@ -153,8 +153,9 @@ impl Unpublished {
             (Self::Named(file), Existing::Keep) => {
                 let temporary = file.into_temp_path();
                 rename_without_replacing(&temporary, path)?;
-                // What it was called is gone.
-                Ok(drop(temporary.keep()))
+                // What it was called is gone, and need not be removed.
+                let _ = temporary.keep();
+                Ok(())
             }
             (Self::Named(file), Existing::Replace) => Ok(file.persist(path).map(drop)?),
         }

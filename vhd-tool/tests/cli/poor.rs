@@ -20,7 +20,7 @@ fn tool(folder: &Path, args: &[&str]) -> Command {
 /// A volume of 4 MiB whose only snapshot has been deleted; gives what it holds.
 fn to_be_merged(folder: &Path) -> String {
     golden::unpack_into(folder, &["fixed-4m.vhd"]);
-    let mut content = fs::read(folder.join("fixed-4m.vhd")).unwrap();
+    let mut content = fs::read(folder.join("fixed-4m.vhd")).expect("it is there");
     done(folder, &["snapshot", "fixed-4m.vhd", "snap.vhd"]);
     let range = SectorRange::new(Sector(100), SectorCount(3000));
     let data = pattern::fill(range, 7);
@@ -140,12 +140,16 @@ fn without_locks_what_changes_an_image_says_so_and_changes_nothing() {
 
 /// Runs the program where nothing is mounted at /proc.
 fn without_proc(folder: &Path, args: &[&str]) -> String {
+    let output = tool_without_proc(args).current_dir(folder).output().expect("unshare is there");
+    assert!(output.status.success(), "{args:?}: {}", told(&output));
+    String::from_utf8(output.stdout).expect("the program prints UTF-8")
+}
+
+fn tool_without_proc(args: &[&str]) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", "mount -t tmpfs none /proc && exec \"$@\"", "sh"]);
-    let output =
-        command.arg(assert_cmd::cargo::cargo_bin!("vhd-tool")).args(args).current_dir(folder).output().unwrap();
-    assert!(output.status.success(), "{args:?}: {}", told(&output));
-    String::from_utf8(output.stdout).unwrap()
+    command.arg(assert_cmd::cargo::cargo_bin!("vhd-tool")).args(args);
+    command
 }
 
 #[test]
@@ -179,10 +183,7 @@ fn without_proc_no_parent_is_opened_elsewhere() {
     golden::unpack_into(&here, &["mid.vhd"]);
     golden::unpack_into(&there, &["base.vhd"]);
     std::os::unix::fs::symlink("../there/base.vhd", here.join("base.vhd")).unwrap();
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", "mount -t tmpfs none /proc && exec \"$@\"", "sh"]);
-    command.arg(assert_cmd::cargo::cargo_bin!("vhd-tool")).args(["read", "mid.vhd", "--length", "512"]);
-    let output = command.current_dir(&here).output().unwrap();
+    let output = tool_without_proc(&["read", "mid.vhd", "--length", "512"]).current_dir(&here).output().unwrap();
     assert_eq!(output.status.code(), Some(5), "{}", told(&output));
     assert!(told(&output).contains("outside the folders that parents are allowed in"), "{}", told(&output));
 }
