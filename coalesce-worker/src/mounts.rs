@@ -43,6 +43,21 @@ fn is_mount(folder: &Path) -> io::Result<bool> {
     folder.parent().map_or(Ok(true), |above| Ok(device(folder)? != device(above)?))
 }
 
+/// Device and inode of a folder.
+pub(crate) fn identity_of(folder: &Path) -> Result<(u64, u64), FileError> {
+    let found = fs::metadata(folder).map_err(FileError::when(folder, "look at the folder"))?;
+    Ok((found.dev(), found.ino()))
+}
+
+/// Refuses a folder that is not the one that a path led to before.
+pub(crate) fn check_identity(folder: &Path, before: (u64, u64)) -> Result<(), FileError> {
+    if identity_of(folder)? == before {
+        return Ok(());
+    }
+    let gone = io::Error::other("another folder is in its place, or its file system has been unmounted");
+    Err(FileError::when(folder, "go on in the folder")(gone))
+}
+
 /// A folder that is held open: as long as it is, its file system is not unmounted, but lazily or by force.
 #[derive(Debug)]
 pub struct HeldFolder {
@@ -65,14 +80,8 @@ impl HeldFolder {
     /// # Errors
     /// Another folder, or none, that is there now.
     pub fn check(&self) -> Result<(), FileError> {
-        let failed = |error| FileError::when(&self.path, "look at the folder")(error);
-        let id = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-        let held = self.file.metadata().map(id).map_err(failed)?;
-        if fs::metadata(&self.path).map(id).map_err(failed)? != held {
-            let gone = io::Error::other("another folder is in its place, or its file system has been unmounted");
-            return Err(FileError::when(&self.path, "go on in the folder")(gone));
-        }
-        Ok(())
+        let held = self.file.metadata().map_err(FileError::when(&self.path, "look at the folder"))?;
+        check_identity(&self.path, (held.dev(), held.ino()))
     }
 }
 

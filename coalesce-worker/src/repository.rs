@@ -6,7 +6,7 @@ pub use recover::{Recovered, Unfinished, WaitReason};
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use vhd_core::{
 
 use crate::abort::Abort;
 use crate::journal::Journal;
+use crate::mounts::{check_identity, identity_of};
 use crate::record::{MergeIntent, Record};
 
 /// The state folder's name.
@@ -82,11 +83,7 @@ impl Repository {
     /// # Errors
     /// Another folder, or none.
     pub(crate) fn check_folder(&self) -> Result<(), FileError> {
-        if identity_of(&self.folder)? == self.identity {
-            return Ok(());
-        }
-        let gone = io::Error::other("another folder is in its place, or its file system has been unmounted");
-        Err(FileError::when(&self.folder, "go on in the folder")(gone))
+        check_identity(&self.folder, self.identity)
     }
 
     /// Its folder, without links.
@@ -246,11 +243,6 @@ impl Repository {
         }
         Ok(records)
     }
-}
-
-fn identity_of(folder: &Path) -> Result<(u64, u64), FileError> {
-    let found = fs::metadata(folder).map_err(FileError::when(folder, "look at the folder"))?;
-    Ok((found.dev(), found.ino()))
 }
 
 /// Refuses a state folder that is a link: what is done in it would be done somewhere else.

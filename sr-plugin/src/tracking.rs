@@ -57,6 +57,13 @@ impl Blocks {
         }
     }
 
+    /// Takes out all blocks of another set.
+    pub fn remove_all(&mut self, other: &Self) {
+        for (ours, theirs) in self.0.iter_mut().zip(&other.0) {
+            *ours &= !theirs;
+        }
+    }
+
     /// Tells whether a block is among them.
     pub fn has(&self, block: u64) -> bool {
         self.0.get((block / 8) as usize).is_some_and(|byte| byte & (0x80 >> (block % 8)) != 0)
@@ -158,12 +165,27 @@ impl Sr {
         if !metadata.read_only && self.image(key)?.is_some() {
             let tracking = metadata.tracking.unwrap_or_default();
             let chain = Chain::open(&self.image_path(key)?, &ChainOptions::default())?;
-            blocks.add_all(&match self.holds_own_changes(&chain, &tracking)? {
-                true => Blocks::held_by_layers(&chain.layers()[..1])?,
-                false => self.all_that_may_differ(&chain, &tracking)?,
-            });
+            if self.holds_own_changes(&chain, &tracking)? {
+                blocks.add_all(&Blocks::held_by_layers(&chain.layers()[..1])?);
+                blocks.add_all(&self.dropped(&chain, &tracking)?);
+            } else {
+                blocks.add_all(&self.all_that_may_differ(&chain, &tracking)?);
+            }
         }
         Ok(blocks)
+    }
+
+    /// Finds the blocks that only the snapshot before a volume held. Once the data of that is gone, its image may have been
+    /// merged into the volume's; then zeros over it can be dropped, as a compaction does.
+    fn dropped(&self, chain: &Chain, tracking: &Tracking) -> Result<Blocks, Failure> {
+        match &tracking.previous {
+            Some(previous) if self.image(previous)?.is_none() => {
+                let mut dropped = read_blocks(&self.content_path(previous))?.unwrap_or_default();
+                dropped.remove_all(&Blocks::held_by_layers(chain.layers())?);
+                Ok(dropped)
+            }
+            _ => Ok(Blocks::default()),
+        }
     }
 
     /// Finds the blocks in which a volume of any content may differ from the snapshot before it.
@@ -236,9 +258,11 @@ impl Locked<'_> {
         let Some(mut metadata) = sr.metadata(key)?.filter(|metadata| !metadata.read_only) else { return Ok(()) };
         let Some(tracking) = &mut metadata.tracking else { return Ok(()) };
         let chain = Chain::open(&sr.image_path(key)?, &ChainOptions::default())?;
-        if !sr.holds_own_changes(&chain, tracking)? {
+        let is_own = sr.holds_own_changes(&chain, tracking)?;
+        let found = if is_own { sr.dropped(&chain, tracking)? } else { sr.all_that_may_differ(&chain, tracking)? };
+        if !is_own || found.0.iter().any(|&byte| byte != 0) {
             let mut changes = sr.stored_changes(key)?;
-            changes.add_all(&sr.all_that_may_differ(&chain, tracking)?);
+            changes.add_all(&found);
             store::write_bytes(&sr.changes_path(key), &changes.0)?;
             tracking.image = chain.top().as_vhd().map(|image| image.footer().unique_id());
             sr.set_metadata(key, &metadata)?;

@@ -75,6 +75,10 @@ fn describe(text: &mut String, status: &Status, repository: Option<&RepositorySt
         let _ = writeln!(text, "  the worker does not look after it");
         return;
     };
+    if let Some(why) = &repository.unreachable {
+        let _ = writeln!(text, "  unreachable: {why}");
+        return;
+    }
     let RepositoryStatus { backlog_nodes, backlog_bytes, deepest_chain, free_bytes, .. } = repository;
     let _ = writeln!(
         text,

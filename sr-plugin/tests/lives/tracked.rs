@@ -320,3 +320,39 @@ fn what_only_a_destroyed_snapshot_held_has_changed() {
         write(&sr, &volume, 5 * BLOCK, 10, 1);
     }
 }
+
+/// Merged into the volume, the snapshot's data is under the volume's zeros, which a compaction drops.
+#[test]
+fn zeros_that_are_dropped_have_changed() {
+    let plugin = Plugin::install();
+    let sr = plugin.sr("sr");
+    let volume = plugin.create(&sr, "volume", 16 * MIB);
+    plugin.volume(&sr, "enable_cbt", &volume, &json!({}));
+    let first = plugin.new_volume(&sr, "snapshot", &volume);
+    write(&sr, &volume, 5 * BLOCK, 10, 1);
+    let second = plugin.new_volume(&sr, "snapshot", &volume);
+    let zeros = SectorRange::new(Sector(5 * BLOCK), SectorCount(10));
+    let open = vhd_core::Volume::open(&image(&sr, &volume), &vhd_core::ChainOptions::default()).unwrap();
+    open.write(zeros, &[0; 5120]).unwrap();
+    open.close().unwrap();
+    // So much that what is beneath is merged into it, and not the other way.
+    write(&sr, &volume, 100 * BLOCK, 100 * BLOCK, 2);
+    let before = content(&sr.folder, &second);
+    plugin.volume(&sr, "data_destroy", &second, &json!({}));
+    let id = || {
+        let image = vhd_core::Image::<vhd_core::ReadOnly>::open(&image(&sr, &volume), vhd_core::Lock::None).unwrap();
+        image.footer().unique_id()
+    };
+    let was = id();
+    collect(&sr);
+    assert_eq!(id(), was, "it is merged up");
+    let output = Command::new(program("vhd-tool")).args(["--quiet", "compact"]).arg(image(&sr, &volume)).output();
+    assert!(output.unwrap().status.success());
+    let truth = differing(&before, &content(&sr.folder, &volume));
+    assert!(truth.contains(&5));
+    let told = changed(&plugin, &sr, &second, &volume);
+    assert!(told.is_superset(&truth), "{told:?}");
+    let third = plugin.new_volume(&sr, "snapshot", &volume);
+    assert!(changed(&plugin, &sr, &second, &third).is_superset(&truth));
+    assert!(!changed(&plugin, &sr, &first, &third).is_empty());
+}
