@@ -36,9 +36,4 @@ impl Random {
     pub fn chance(&mut self, of_256: u64) -> bool {
         self.next() % 256 < of_256
     }
-
-    /// A number below a limit.
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
 }
