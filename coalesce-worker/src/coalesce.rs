@@ -420,9 +420,5 @@ fn check_can_take_name(target: &Layer, node: &Path) -> Result<(), CoalesceError>
 
 /// Opens an image of a run that has been interrupted, as its target.
 pub(crate) fn reopen_target(path: &Path, unique_id: Uuid) -> Result<Target, CoalesceError> {
-    if unique_id.is_nil() {
-        Ok(Target::open_raw(path)?)
-    } else {
-        Ok(Target::open_vhd(path)?)
-    }
+    if unique_id.is_nil() { Ok(Target::open_raw(path)?) } else { Ok(Target::open_vhd(path)?) }
 }

@@ -104,7 +104,8 @@ impl InPlace {
             target.mend()?;
         } else if target.size()? < run.node().size() {
             // To make room for its tables moves blocks, which others would go on reading where they were.
-            let busy = io::Error::new(io::ErrorKind::ResourceBusy, "open in another program, and smaller than its child");
+            let busy =
+                io::Error::new(io::ErrorKind::ResourceBusy, "open in another program, and smaller than its child");
             return Err(FileError::when(target.container().path(), "make it larger")(busy).into());
         }
         target.grow(run.node().size(), run.size_beneath())?;

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vhd_core::{
-    BlockIndex, ByteCount, ChainExtent, ChainSource, FileError, FileStorage, Layer, ReadError, SECTOR_SIZE, Sector, SectorCount,
-    SectorRange, Storage, StorageError, WriteError,
+    BlockIndex, ByteCount, ChainExtent, ChainSource, FileError, FileStorage, Layer, ReadError, SECTOR_SIZE, Sector,
+    SectorCount, SectorRange, Storage, StorageError, WriteError,
 };
 
 use crate::abort::{Abort, Aborted};

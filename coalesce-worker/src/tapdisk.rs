@@ -69,7 +69,8 @@ fn chain_of(image: &Path) -> Vec<PathBuf> {
         parent_identity: ParentIdentity::Ignore,
         ..ChainOptions::default()
     };
-    let parents = Image::<ReadOnly>::open(image, Lock::None).ok().and_then(|top| options.open_parents(&top, image).ok());
+    let parents =
+        Image::<ReadOnly>::open(image, Lock::None).ok().and_then(|top| options.open_parents(&top, image).ok());
     let parents = parents.flatten().map_or(Vec::new(), Chain::into_layers);
     std::iter::once(real(image)).chain(parents.iter().map(Layer::path).map(real)).collect()
 }

@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vhd_core::{
-    ByteCount, Container, FileError, HEADER_SIZE, Image, Lock, OpenError, ReadOnly, StorageError,
-    sync_folder,
+    ByteCount, Container, FileError, HEADER_SIZE, Image, Lock, OpenError, ReadOnly, StorageError, sync_folder,
 };
 
 use super::{Repository, StructureLock};

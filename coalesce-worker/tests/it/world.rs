@@ -177,12 +177,17 @@ fn a_torn_header_of_the_target_is_mended_before_the_rest() {
     });
     stopped.unwrap_err();
     drop(image);
-    let HeaderChange { at, old, new } = change.unwrap();
+    let HeaderChange { at, old, new, texts } = change.unwrap();
     let mut bytes = fs::read(scene.file("leaf.vhd")).unwrap();
     bytes[at.0 as usize..][..512].copy_from_slice(&new[..512]);
     fs::write(scene.file("leaf.vhd"), bytes).unwrap();
     Image::open(&scene.file("leaf.vhd"), Lock::None).unwrap_err();
-    let text = format!(r#"{{"record":"header","image":"leaf.vhd","at":{},"old":{old:?},"new":{new:?}}}"#, at.0);
+    let texts: Vec<String> = texts.iter().map(|(at, text)| format!("[{},{text:?}]", at.0)).collect();
+    let texts = texts.join(",");
+    let text = format!(
+        r#"{{"record":"header","image":"leaf.vhd","at":{},"old":{old:?},"new":{new:?},"texts":[{texts}]}}"#,
+        at.0
+    );
     let journal = scene.file(".vhd").join(&scene::state_files(scene.path())[0]);
     fs::write(&journal, [fs::read(&journal).unwrap(), frame(&text)].concat()).unwrap();
     recovers_to(&scene, &[("leaf.vhd", disk(&[BASE, MID, LEAF]))], 2);

@@ -76,7 +76,9 @@ fn check_layout(image: &Image<ReadOnly>, tables: &Tables, report: &mut Report) -
     let first = image.misplaced(tables, end).next().transpose()?;
     let place = first.map_or(FileOffset(0), |(_, place)| place.bitmap);
     let why = match first {
-        Some((block, _)) => format!("block {block} at offset {place} lies before the end of the tables, {end}, or too close behind"),
+        Some((block, _)) => {
+            format!("block {block} at offset {place} lies before the end of the tables, {end}, or too close behind")
+        }
         None => format!("the header lies at offset {}", tables.header_at),
     };
     let kind = if image.footer().promises_batmap() { &kind::TABLES_BEHIND } else { &kind::TABLES_ELSEWHERE };

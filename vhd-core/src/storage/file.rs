@@ -224,7 +224,12 @@ impl FileStorage {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device"));
         }
-        Ok(Self { lease: Leased::No, identity: FileIdentity::of(&file)?, file: Arc::new(file), is_device: kind.is_block_device() })
+        Ok(Self {
+            lease: Leased::No,
+            identity: FileIdentity::of(&file)?,
+            file: Arc::new(file),
+            is_device: kind.is_block_device(),
+        })
     }
 
     /// The file.

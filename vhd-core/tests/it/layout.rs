@@ -189,7 +189,8 @@ fn changed_sectors(before: &[u8], after: &[u8]) -> Vec<usize> {
 #[test]
 fn a_relink_in_place_writes_locators_and_header_and_nothing_else() {
     for size in [64 * MIB, 50 * GIB, 60 * GIB, 128 * GIB, 1024 * GIB] {
-        for name in ["other.vhd", "a.vhd", "a-rather-longer-name-than-the-first-one-was.vhd", "../elsewhere/parent.vhd"] {
+        for name in ["other.vhd", "a.vhd", "a-rather-longer-name-than-the-first-one-was.vhd", "../elsewhere/parent.vhd"]
+        {
             let memory = written(size, child_of("parent.vhd"));
             // As while another program writes to it: what ends the file is no footer.
             memory.write_at(&[0xc7; 512], vhd_core::FileOffset(memory.len().unwrap().0 - 512)).unwrap();
@@ -280,7 +281,8 @@ fn blocks_that_are_not_aligned_are_spared_by_those_that_follow() {
     let mut bytes = memory.to_vec();
     let table = 1536;
     let entries: Vec<u64> = (0..32).map(|block| number(&bytes, table + block * 4, 4)).collect();
-    let (block, &last) = entries.iter().enumerate().filter(|(_, entry)| **entry < 1 << 31).max_by_key(|it| it.1).unwrap();
+    let (block, &last) =
+        entries.iter().enumerate().filter(|(_, entry)| **entry < 1 << 31).max_by_key(|it| it.1).unwrap();
     let at = last as usize * 512;
     bytes.insert(at, 0);
     bytes.splice(at..at, [0; 511]);
