@@ -58,7 +58,7 @@ pub const METHODS: &[Method] = &[
         name: "SR.stat",
         about: "Tell how a repository is",
         parameters: &[SR],
-        run: |host, arguments| answer(stat(host.attached_as(&arguments.read::<Named>()?.sr)?)),
+        run: |host, arguments| answer(stat(&host.attached_as(&arguments.read::<Named>()?.sr)?)),
     },
     Method {
         name: "SR.set_name",
@@ -248,11 +248,11 @@ fn leave(host: &Host, sr: Sr, last: impl FnOnce(&Sr) -> Result<(), Failure>) -> 
 }
 
 /// Tells how an attached repository is; of one that cannot be reached, why.
-fn stat(sr: Sr) -> SrStat {
+fn stat(sr: &Sr) -> SrStat {
     match sr.clone().hold() {
-        Ok(sr) => describe(&sr),
+        Ok(held) => describe(&held),
         Err(failure) => {
-            SrStat { health: Health::Unreachable(failure.to_string()), free_space: 0, total_space: 0, ..describe(&sr) }
+            SrStat { health: Health::Unreachable(failure.to_string()), free_space: 0, total_space: 0, ..describe(sr) }
         }
     }
 }

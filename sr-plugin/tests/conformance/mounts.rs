@@ -162,13 +162,18 @@ fn a_folder_whose_mount_comes_late_is_not_attached() {
 /// Starts a call that has to wait for the repository's lock.
 fn waiting(scene: &Scene, method: &str, arguments: &Value) -> Child {
     let mut command = scene.command(method, &["--json"]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(arguments.to_string().as_bytes()).unwrap();
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    child.stdin.take().expect("it is piped").write_all(arguments.to_string().as_bytes()).expect("it reads");
     let id = format!(" {} ", child.id());
-    let is_waiting =
-        || fs::read_to_string("/proc/locks").unwrap().lines().any(|line| line.contains("->") && line.contains(&id));
+    let is_waiting = || {
+        fs::read_to_string("/proc/locks")
+            .expect("it is readable")
+            .lines()
+            .any(|line| line.contains("->") && line.contains(&id))
+    };
     while !is_waiting() {
-        assert_eq!(child.try_wait().unwrap(), None, "{method} does not wait");
+        assert_eq!(child.try_wait().expect("it can be asked"), None, "{method} does not wait");
         std::thread::yield_now();
     }
     child

@@ -164,11 +164,11 @@ fn a_repository_of_another_tool_is_attached_and_listed() {
 fn a_damaged_volume_stays_in_the_list() {
     let plugin = Plugin::install();
     let sr = plugin.sr("sr");
-    let (good, bad) = (plugin.create(&sr, "good", MIB), plugin.create(&sr, "bad", MIB));
+    let (good, bad) = (plugin.create(&sr, "good", 2 * MIB), plugin.create(&sr, "bad", 2 * MIB));
     fs::write(image(&sr, &bad), [0; 4096]).unwrap();
     let listed = plugin.call("SR.ls", &json!({ "sr": sr.id }));
     let of = |key: &str| listed.as_array().unwrap().iter().find(|volume| volume["key"] == key).cloned().unwrap();
-    assert_eq!(of(&good)["virtual_size"], MIB);
+    assert_eq!(of(&good)["virtual_size"], 2 * MIB);
     assert_eq!((&of(&bad)["name"], &of(&bad)["virtual_size"]), (&json!("bad"), &json!(0)));
     assert!(of(&bad)["keys"]["damaged"].as_str().unwrap().contains("footer"), "{}", of(&bad));
     assert!(plugin.try_call("Volume.snapshot", &arguments(&sr, &bad, &json!({}))).is_err());

@@ -223,11 +223,17 @@ fn volumes_with_parents_elsewhere_may_share_them() {
     write(&elsewhere, &volume, 0, 100, 3);
     let clone = scene.plugin.new_volume(&elsewhere, "clone", &volume);
     for (key, name) in [(&volume, "one"), (&clone, "two")] {
-        symlink(image(&elsewhere, key), image(&scene.sr, name)).unwrap();
+        fs::copy(image(&elsewhere, key), image(&scene.sr, name)).unwrap();
+        fs::remove_file(image(&elsewhere, key)).unwrap();
     }
     scene.list();
     let [one, two] = ["one", "two"].map(str::to_owned);
     assert!(fs::read_to_string(scene.trees()).unwrap().contains("* one two\n"));
+    scene.check(&[&scene.volume]);
+    // Then their parent comes.
+    let images = fs::read_dir(&elsewhere.folder).unwrap().flatten().map(|entry| entry.path());
+    let parent = images.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "vhd")).unwrap();
+    fs::copy(&parent, scene.sr.folder.join(parent.file_name().unwrap())).unwrap();
     scene.check(&[&one, &two]);
     scene.check(&[&scene.volume]);
 }

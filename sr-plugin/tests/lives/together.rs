@@ -34,7 +34,7 @@ fn a_hundred_calls_at_once_leave_a_correct_repository() {
                 8 => ("SR.ls".into(), json!({ "sr": sr.id })),
                 _ => {
                     let arguments =
-                        json!({ "sr": sr.id, "name": "new", "description": "", "size": MIB, "sharable": false });
+                        json!({ "sr": sr.id, "name": "new", "description": "", "size": 2 * MIB, "sharable": false });
                     ("Volume.create".into(), arguments)
                 }
             }
@@ -60,7 +60,7 @@ fn a_hundred_calls_at_once_leave_a_correct_repository() {
     let all = contents(&plugin, &sr);
     assert_eq!(all.len(), 72);
     let of = |content: &Vec<u8>| all.values().filter(|other| *other == content).count();
-    assert_eq!((of(&before[0]), of(&before[1]), of(&vec![0; MIB as usize])), (31, 31, 10));
+    assert_eq!((of(&before[0]), of(&before[1]), of(&vec![0; 2 * MIB as usize])), (31, 31, 10));
     // None of the ten keys was lost to another call.
     let keys = [&one, &two].map(|key| plugin.volume(&sr, "stat", key, &json!({}))["keys"].as_object().unwrap().len());
     assert_eq!(keys.iter().sum::<usize>(), 10);
