@@ -21,7 +21,7 @@ use sites::Site;
 const MODULES: [(&[&str], &[TestTarget]); 4] = [
     (
         &["vhd-core/src/write.rs", "vhd-core/src/write"],
-        &[("vhd-core", "it", &["power", "states", "fault", "write", "compact", "resize", "link"])],
+        &[("vhd-core", "it", &["power", "states", "fault", "write", "compact", "resize", "link", "device", "--skip", "any_disk"])],
     ),
     (
         &[

@@ -67,6 +67,18 @@ fn full_blocks_enter_the_batmap_and_others_do_not() {
 }
 
 #[test]
+fn a_block_that_one_flush_fills_enters_the_batmap_with_the_next() {
+    let memory = new_image(1 << 20, dynamic(16 << 10));
+    let image = open_writable(&memory);
+    let map = open(&memory).batmap().unwrap().map_offset().0 as usize;
+    for (start, bits) in [(0, 0), (32, 0b1000_0000), (64, 0b1100_0000)] {
+        image.write(sectors(start, 32), &pattern::fill(sectors(start, 32), 1)).unwrap();
+        image.flush().unwrap();
+        assert_eq!(memory.to_vec()[map], bits, "sectors {start} on");
+    }
+}
+
+#[test]
 fn zeroing_needs_no_room_where_nothing_was_written() {
     let memory = new_image(1 << 20, dynamic(16 << 10));
     let before = memory.to_vec();
