@@ -103,17 +103,20 @@ impl Target {
         }
     }
 
-    /// Cuts a disk that is larger than the node that it replaces: what lies beyond was seen by nobody.
+    /// Cuts a disk that is larger than the node that it replaces: no chain shows what lies beyond.
     ///
     /// # Errors
-    /// A failed write.
+    /// A failed read or write.
     ///
     /// # Crash safety
-    /// As [`Image::set_size`].
+    /// As [`Image::set_size`], and then as [`Image::drop_leftovers`].
     pub(crate) fn cut(&mut self, size: ByteCount) -> Result<(), MetadataError> {
         let present = self.size()?;
         match self {
-            Self::Vhd(image) if present > size => image.set_size(size, ByteCount(0)),
+            Self::Vhd(image) if present > size => {
+                image.set_size(size, ByteCount(0))?;
+                image.drop_leftovers().map(drop)
+            }
             Self::Raw(container) if present > size => {
                 container.zero_range(FileOffset(size.0), ByteCount(present.0 - size.0))?;
                 Ok(container.sync()?)

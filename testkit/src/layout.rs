@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::tapdisk::headers::{Footer, Headers, PAGE, SECTOR, UNUSED, be32, read};
+use crate::tapdisk::headers::{BLOCK, Footer, Headers, PAGE, SECTOR, UNUSED, be32, read};
 
 /// Checks the layout of an image.
 ///
@@ -165,6 +165,10 @@ fn blocks(headers: &Headers, entries: &[u32], footer_at: u64, faults: &mut Fault
 fn batmap(file: &File, headers: &Headers, footer: &Footer, entries: &[u32], faults: &mut Faults) {
     let Some((_, space)) = headers.batmap_place() else { return };
     faults.note(space * 8 < headers.max_entries().into(), || "a batmap for fewer blocks than the BAT has".into());
+    if headers.block_bytes() != BLOCK {
+        // libvhd, which counts blocks of 2 MiB, sums another part of such a map.
+        return;
+    }
     match headers.read_batmap(file, footer.disk_bytes()) {
         Err(error) => faults.0.push(error.to_string()),
         Ok(map) => {

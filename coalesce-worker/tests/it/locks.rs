@@ -1,10 +1,11 @@
 //! Each lock, tried while somebody else holds it: what needs it waits or is refused, and has changed nothing.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use coalesce_worker::{Coalesce, Direction, Repository, Request};
 use testkit::scene::{self, Scene};
@@ -61,8 +62,18 @@ fn open(folder: &Path) -> Repository {
     Repository::open(folder, ChainOptions::default()).unwrap().0
 }
 
-fn images(folder: &Path) -> Vec<(String, Vec<u8>)> {
-    scene::files(folder).into_iter().filter(|(name, _)| !name.starts_with(".vhd")).collect()
+/// What shows a change without a file being opened: a step may have it to itself.
+fn images(folder: &Path) -> Vec<(OsString, u64, SystemTime)> {
+    let mut found: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| {
+            let (entry, metadata) = entry.map(|entry| (entry.file_name(), entry.metadata().unwrap())).unwrap();
+            (entry, metadata.len(), metadata.modified().unwrap())
+        })
+        .filter(|(name, ..)| name != ".vhd")
+        .collect();
+    found.sort();
+    found
 }
 
 #[test]

@@ -23,7 +23,7 @@ const LENGTH: usize = (4 << 20) + 1536;
 fn file(folder: &Path, name: &str) -> Container {
     let path = folder.join(name);
     fs::write(&path, b"").unwrap();
-    Container::new(&path, Arc::new(FileStorage::open_writable(&path).unwrap()))
+    Container::new(&path, Arc::new(FileStorage::open_writable_beside(&path).unwrap()))
 }
 
 fn memory() -> Container {

@@ -25,7 +25,7 @@ struct Counting {
 impl Counting {
     fn new(folder: &Path, name: &str, fault: Option<ErrorKind>) -> Arc<Self> {
         fs::write(folder.join(name), b"").unwrap();
-        let file = FileStorage::open_writable(&folder.join(name)).unwrap();
+        let file = FileStorage::open_writable_beside(&folder.join(name)).unwrap();
         Arc::new(Self { file, shared: AtomicU64::new(0), copied: AtomicU64::new(0), fault })
     }
 }

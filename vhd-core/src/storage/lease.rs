@@ -13,7 +13,8 @@
 //! asks for it gets the descriptor that is there. That is why there is one list of leases for the process.
 //!
 //! Other processes of this library open files without waiting (`O_NONBLOCK`), which breaks a lease, too. They only look, and
-//! try again. So where nothing waits for the file, writes pause, the lease is given back for a moment, and taken anew.
+//! try again. So where nothing waits for the file, writes pause, the lease is given back for a moment, and taken anew. A thread
+//! sees to that while the process holds leases.
 //!
 //! Where there are no leases (block devices, some file systems), and where a second descriptor belongs to this process,
 //! the descriptors of all processes are looked through in `/proc`.
@@ -55,6 +56,9 @@ const LOOK_THROUGH_PROCESSES: Duration = Duration::from_secs(1);
 /// The leases of this process. Held for reading while a file is opened: so it is either seen to be leased, or opened before
 /// a lease of it is asked for.
 static LEASED: LazyLock<RwLock<HashMap<FileIdentity, Weak<Lease>>>> = LazyLock::new(RwLock::default);
+
+/// Whether a thread looks after them.
+static WATCHED: AtomicBool = AtomicBool::new(false);
 
 /// Keeps leases from being taken while this process opens a file.
 pub(super) struct Opening(RwLockReadGuard<'static, HashMap<FileIdentity, Weak<Lease>>>);
@@ -130,6 +134,7 @@ impl Lease {
         });
         if granted {
             leased.insert(identity, Arc::downgrade(&lease));
+            keep_watch();
         }
         Ok(Some(lease))
     }
@@ -200,6 +205,33 @@ impl Lease {
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another program has opened it meanwhile"));
         }
         Ok(change)
+    }
+}
+
+/// Has a thread look after the leases of this process, for as long as there are any: who only looks at a file is let in also
+/// while nothing is written to it. Called while no lease can come or go.
+fn keep_watch() {
+    if WATCHED.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    let watch = || {
+        loop {
+            std::thread::sleep(LOOK_AT_LEASE);
+            let leases: Vec<Weak<Lease>> = {
+                let leased = LEASED.write().unwrap_or_else(PoisonError::into_inner);
+                if leased.is_empty() {
+                    WATCHED.store(false, Ordering::Release);
+                    return;
+                }
+                leased.values().cloned().collect()
+            };
+            // Each is held no longer than it is looked at: its owner may let go of it meanwhile.
+            leases.iter().filter_map(Weak::upgrade).for_each(|lease| _ = lease.is_wanted());
+        }
+    };
+    if std::thread::Builder::new().name("leases".into()).spawn(watch).is_err() {
+        // Each write looks, too; only who waits for a file that nothing is written to waits longer.
+        WATCHED.store(false, Ordering::Release);
     }
 }
 

@@ -191,3 +191,20 @@ fn one_who_stays_without_having_waited_stops_a_writer_at_once() {
     drop(image);
     assert_eq!(Image::open(&path, Lock::None).unwrap().allocated_blocks().count(), 1, "what was durable is there");
 }
+
+#[test]
+fn those_who_only_look_wait_for_no_writer_that_does_nothing() {
+    let (_folder, path) = scene();
+    let image = Image::open_writable(&path).unwrap();
+    let script = "import os, sys, time\n\
+        start = time.monotonic()\n\
+        while True:\n\
+        \x20   try:\n\
+        \x20       os.close(os.open(sys.argv[1], os.O_RDONLY | os.O_NONBLOCK)); break\n\
+        \x20   except BlockingIOError:\n\
+        \x20       assert time.monotonic() - start < 5\n\
+        \x20       time.sleep(0.002)\n";
+    assert!(Command::new("python3").args(["-c", script]).arg(&path).status().unwrap().success());
+    image.write(sectors(8, 1), &[1; 512]).unwrap();
+    image.close().unwrap();
+}
