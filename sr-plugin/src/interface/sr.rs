@@ -189,8 +189,8 @@ fn attach_open(
         }
         attached.check_present()?;
     }
-    identify(uuid, place, &folder)?;
     place::check_locks(&folder)?;
+    identify(uuid, place, &folder)?;
     let mount = Some(mount_of(&folder)?);
     let attached = Attached { folder, mounted: open.mounted().map(Path::to_path_buf), mount, configuration };
     let sr = Sr::new(uuid, attached.clone()).hold()?;
