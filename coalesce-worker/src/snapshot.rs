@@ -23,7 +23,6 @@ use vhd_core::{
     rename_without_replacing, sync_folder,
 };
 
-use crate::in_use::open_image;
 use crate::journal::Journal;
 use crate::names::{put_back, remove_if_there, set_aside};
 use crate::record::{FileId, Record, SnapshotIntent};
@@ -280,7 +279,8 @@ impl Repository {
             // Deleted since, and with it what the snapshot would show.
             return Ok(());
         }
-        open_image(&base)?.set_hidden(true)?;
+        // Those who have it open read through it, and no reader looks at what is written.
+        Image::open_writable_beside(&base)?.set_hidden(true)?;
         self.show_snapshot(intent)
     }
 

@@ -207,7 +207,12 @@ fn plan(
 ) -> Option<Result<PlannedRun, Waiting>> {
     let waits = |path: &PathBuf, reason: String| Some(Err(Waiting { path: path.clone(), reason }));
     let node = candidate.images[0].clone();
-    let choices = match candidate.choices(|path| !is_free(path).unwrap_or(false)) {
+    let is_busy = |path: &PathBuf| !is_free(path).unwrap_or(false);
+    // A program that has a volume open has those beneath it open, too, if it reads through them.
+    if let Some(user) = candidate.images[1..].iter().find(|&path| is_busy(path)) {
+        return waits(&node, format!("somebody uses {}", user.display()));
+    }
+    let choices = match candidate.choices(is_busy) {
         Ok(choices) => choices,
         Err(user) => return waits(&node, format!("somebody uses {}", user.display())),
     };

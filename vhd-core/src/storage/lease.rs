@@ -259,10 +259,14 @@ fn is_broken(file: &File) -> bool {
 }
 
 /// Tells whether a program waits in its call to open a file that is leased. What cannot be told may be so.
+///
+/// Who waits for a lease is listed after it, under the same number: `1: LEASE BREAKING READ …`, `1: -> LEASE BREAKER …`.
 fn is_waited_for(identity: FileIdentity) -> bool {
     let Ok(locks) = fs::read_to_string(LOCKS) else { return true };
     let name = identity.in_locks();
-    locks.lines().any(|line| line.contains("BREAKER") && line.split_ascii_whitespace().any(|field| field == name))
+    let lines: Vec<Vec<&str>> = locks.lines().map(|line| line.split_ascii_whitespace().collect()).collect();
+    let lease = lines.iter().find(|line| line.get(1) == Some(&"LEASE") && line.contains(&name.as_str()));
+    lease.is_none_or(|lease| lines.iter().any(|line| line.first() == lease.first() && line.get(1) == Some(&"->")))
 }
 
 /// Tells whether a process has locked a file (`flock`) against `exclusive` use, or any; what `/proc` does not tell is no.

@@ -181,6 +181,8 @@ impl Trial {
 /// Nothing is wrong with a mended image, but for what an operation that was not finished may leave to be done.
 fn check_sound(memory: &Arc<MemoryStorage>, state: &State) {
     let report = check::container(container(memory)).unwrap();
-    let is_left_over = |finding: &&Finding| finding.severity > Severity::Info && finding.code != "bat-beyond-disk";
+    // Tables that are being laid out are so by the next change of the size.
+    let is_to_be_done = |code| ["bat-beyond-disk", "tables-behind-blocks"].contains(&code);
+    let is_left_over = |finding: &&Finding| finding.severity > Severity::Info && !is_to_be_done(finding.code);
     assert_eq!(report.findings().iter().find(is_left_over), None, "{}", state.describe());
 }
