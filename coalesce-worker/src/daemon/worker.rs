@@ -111,9 +111,11 @@ impl Worker {
     /// Stops the collections that are under way; tells whether there are any.
     pub(super) fn stop(&self) -> bool {
         self.asked.store(false, Ordering::SeqCst);
+        // Looked at before it is told to stop: it may have stopped the moment after.
+        let was_collecting = self.collections.load(Ordering::SeqCst) > 0;
         let stopped = std::mem::replace(&mut *locked(&self.stop), self.abort.child());
         stopped.abort();
-        self.collections.load(Ordering::SeqCst) > 0
+        was_collecting
     }
 
     /// Waits until nothing is collected.
