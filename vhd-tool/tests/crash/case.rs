@@ -263,9 +263,9 @@ impl Prepared {
     pub(crate) fn verify_collected(&self, folder: &Path, end: End) {
         let collected = scene::patiently(|| match program::collect(folder) {
             Ok(collected) if collected.failed.is_empty() && collected.waiting.is_empty() => Ok(()),
-            other => Err(other),
+            other => Err(format!("{other:?}")),
         });
-        collected.unwrap_or_else(|left| panic!("left by a collection: {left:?}"));
+        collected.unwrap_or_else(|left| panic!("left by a collection: {left}"));
         self.verify_volumes(folder, end);
         self.verify_images(folder);
         assert_eq!(scene::state_files(folder), <[String; 0]>::default());
