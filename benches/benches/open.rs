@@ -69,8 +69,8 @@ fn full_image(path: &Path) -> std::io::Result<()> {
     let end = file.metadata()?.len() - FOOTER_SIZE.0;
     let mut footer = [0; FOOTER_SIZE.0 as usize];
     file.read_exact_at(&mut footer, end)?;
-    let stride = (header.block_size().bytes() + ByteCount(512)).0;
-    let first = end.next_multiple_of(4096);
+    let stride = (header.block_size().bytes() + ByteCount(4096)).0;
+    let first = (end + 512).next_multiple_of(4096) - 512;
     let bat = (0..u64::from(entries)).flat_map(|block| (((first + block * stride) / 512) as u32).to_be_bytes());
     file.write_all_at(&bat.collect::<Vec<u8>>(), table)?;
     file.write_all_at(&[0; FOOTER_SIZE.0 as usize], end)?;

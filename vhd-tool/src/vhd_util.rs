@@ -140,10 +140,13 @@ fn dispatch(command: &Command) -> Result<(), Failure> {
     }
 }
 
-/// Opens an image for writing. Whoever calls this program knows who has it open; where no other program has, what a writer
-/// that was interrupted has left in it is mended.
+/// Opens an image for writing. Whoever calls this program knows who has it open.
 fn open_writable(path: &Path) -> Result<Image<ReadWrite>, Failure> {
-    let mut image = Image::open_writable_beside(path)?;
+    made_ready(Image::open_writable_beside(path)?)
+}
+
+/// Mends what a writer that was interrupted has left in an image, where no other program has it open.
+fn made_ready(mut image: Image<ReadWrite>) -> Result<Image<ReadWrite>, Failure> {
     if !image.container().is_open_elsewhere()? {
         image.trim_tail()?;
     }

@@ -9,7 +9,7 @@ use vhd_core::{
 };
 
 use super::new_image::is_device;
-use super::{Failure, Refused, chain_options, note_parent_outside, open_alone, open_writable};
+use super::{Failure, Refused, chain_options, made_ready, note_parent_outside, open_alone, open_writable};
 use crate::disk;
 
 /// Change the parent of an image, where it ends, or drop all that it holds
@@ -59,7 +59,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 fn open_whole(path: &Path) -> Result<Image<ReadWrite>, Failure> {
     match Image::open_writable_beside(path) {
         Err(OpenError::Header { .. }) => {}
-        _ => return open_writable(path),
+        opened => return made_ready(opened?),
     }
     let backup = is_device(path).then(std::env::temp_dir);
     let options = repair::Options { backup, parents: chain_options().parents, ..repair::Options::default() };

@@ -69,6 +69,7 @@ fn blocks_alone_may_be_some_of_them() {
     let image: Image<ReadOnly> = Image::open(&here.join("empty-10m.vhd"), Lock::None).unwrap();
     let blocks: Vec<_> = image.allocated_blocks().map(|block| block.unwrap().0.0).collect();
     assert_eq!(blocks, [1, 2]);
+    drop(image);
     refused(here, &["fill", "-b", "-f", "2", "-t", "1", "-n", "empty-10m.vhd"], 22);
     refused(here, &["fill", "-f", "2", "-n", "empty-10m.vhd"], 22);
 }
