@@ -38,7 +38,8 @@ pub fn revert_container(image: &Container, journal: &Path) -> Result<(), RepairE
         let (path, found) = (journal.path().into(), journal.unique_id);
         return Err(JournalError::OtherImage { path, expected: footers.unique_id().unwrap_or_default(), found }.into());
     };
-    if !journal.restores_footers()? || image.len()? < journal.old_len {
+    // Between the end of its last block and its new footer a file may be short of the old footer, which the journal keeps.
+    if !journal.restores_footers()? || image.len()? + FOOTER_SIZE < journal.old_len {
         return Err(JournalError::NoImage { path: journal.path().into() }.into());
     }
     if !footer.poisoned() && journal.is_restored(image)? {

@@ -169,7 +169,7 @@ fn to_a_raw_disk() {
     guest.fill(2);
     guest.touch();
     guest.disk.pause().expect("the leaf is writable");
+    assert_layout(&here.join("leaf.vhd"));
     guest.disk.unpause().expect("the chain is there");
     guest.assert("on a raw disk");
-    assert_layout(&here.join("leaf.vhd"));
 }
