@@ -1,4 +1,4 @@
-//! Images that somebody uses: locked by a process of ours, open in another program, or served by a tapdisk that is paused.
+//! Images in use: locked by a process of ours, open in another program, or served by a tapdisk that is paused.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ pub(crate) fn lock_source(path: &Path) -> Result<FileStorage, FileError> {
     open_unused(path).map_err(FileError::when(path, "lock it"))
 }
 
-/// Tells whether nobody uses an image now, or it is gone.
+/// Tells whether an image is free: no process and no paused tapdisk uses it, or the file is gone.
 pub(crate) fn is_free(path: &Path) -> Result<bool, FileError> {
     match FileStorage::is_in_use(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
@@ -45,7 +45,7 @@ pub(crate) fn is_free(path: &Path) -> Result<bool, FileError> {
     }
 }
 
-/// Finds the first of these images that somebody uses now.
+/// Finds the first of these images that another process, or a paused tapdisk, uses now.
 pub(crate) fn first_in_use<'p>(paths: impl IntoIterator<Item = &'p PathBuf>) -> Result<Option<PathBuf>, CoalesceError> {
     for path in paths {
         if !is_free(path)? {

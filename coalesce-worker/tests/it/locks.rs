@@ -1,4 +1,4 @@
-//! Each lock, tried while somebody else holds it: what needs it waits or is refused, and has changed nothing.
+//! Each lock, tried while another process holds it: a call that needs the lock waits or is refused, and has changed nothing.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
