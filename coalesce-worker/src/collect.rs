@@ -259,7 +259,7 @@ impl Pass<'_> {
         match result {
             Ok(outcome) => {
                 if let Some(user) = &outcome.waits_for {
-                    let reason = format!("merged, but somebody uses {}", user.display());
+                    let reason = format!("merged, but {} is in use", user.display());
                     done.waiting.push(Waiting { path: node, reason });
                 }
                 done.merged.push(Merged { run: run.clone(), outcome });

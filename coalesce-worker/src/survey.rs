@@ -116,7 +116,7 @@ impl Survey {
                 let reason = format!("deleted, but {} is damaged and may need it", file.path.display());
                 survey.waiting.push(Waiting { path, reason });
             } else if is_busy(&path) {
-                survey.waiting.push(Waiting { path, reason: "deleted, but somebody uses it".into() });
+                survey.waiting.push(Waiting { path, reason: "deleted, but still in use".into() });
             } else {
                 survey.garbage.push(path);
             }
@@ -210,11 +210,11 @@ fn plan(
     let is_busy = |path: &PathBuf| !is_free(path).unwrap_or(false);
     // A program that has a volume open has those beneath it open, too, if it reads through them.
     if let Some(user) = candidate.images[1..].iter().find(|&path| is_busy(path)) {
-        return waits(&node, format!("somebody uses {}", user.display()));
+        return waits(&node, format!("{} is in use", user.display()));
     }
     let choices = match candidate.choices(is_busy) {
         Ok(choices) => choices,
-        Err(user) => return waits(&node, format!("somebody uses {}", user.display())),
+        Err(user) => return waits(&node, format!("{} is in use", user.display())),
     };
     let begun = |run: &Choices, direction| {
         let paths = || run.images.iter().map(|path| repository.relative(path));

@@ -51,7 +51,7 @@ pub struct Unfinished {
 #[derive(Debug, thiserror::Error)]
 pub enum WaitReason {
     /// Somebody uses the image.
-    #[error("somebody uses it")]
+    #[error("it is in use")]
     InUse,
     /// Whoever wrote the journal did not do that here. Nothing that it says is done.
     #[error("not in the repository, nor where parents may be, but {} names it; remove that if nobody needs it", journal.display())]

@@ -1,6 +1,7 @@
 //! Volumes that another tool has made, whose keys are no UUIDs: the toolstack then has a UUID of its own for each.
 
 use std::fs;
+use std::path::PathBuf;
 
 use serde_json::json;
 use testkit::golden;
@@ -9,8 +10,8 @@ use uuid::Uuid;
 use crate::disks::{content, write};
 use crate::plugin::{Plugin, Sr, arguments};
 
-fn scene() -> (Plugin, Sr) {
-    let plugin = Plugin::install();
+/// A folder as the storage manager leaves it: volumes and hidden nodes, and nothing else.
+pub(crate) fn folder_of_another_tool(plugin: &Plugin) -> PathBuf {
     let folder = plugin.path("foreign");
     fs::create_dir(&folder).unwrap();
     let unpacked = golden::unpack(&["base.vhd", "mid.vhd", "leaf.vhd"]);
@@ -18,6 +19,12 @@ fn scene() -> (Plugin, Sr) {
         let entry = entry.unwrap();
         fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
     }
+    folder
+}
+
+fn scene() -> (Plugin, Sr) {
+    let plugin = Plugin::install();
+    let folder = folder_of_another_tool(&plugin);
     let configuration = json!({ "uri": format!("file://{}", folder.display()) });
     let sr = plugin.attach(&folder, &configuration);
     (plugin, sr)

@@ -5,9 +5,9 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use testkit::golden;
 
 use crate::disks::{check, collect, collect_by_command, content, contents, image, write, write_by_command};
+use crate::foreign::folder_of_another_tool;
 use crate::plugin::{Plugin, Sr, arguments};
 
 const MIB: u64 = 1 << 20;
@@ -128,17 +128,10 @@ fn a_volume_that_is_composed_shows_its_parent_where_it_holds_nothing() {
     check(&sr);
 }
 
-/// A folder as the storage manager leaves it: volumes and hidden nodes, and nothing else.
 #[test]
 fn a_repository_of_another_tool_is_attached_and_listed() {
     let plugin = Plugin::install();
-    let folder = plugin.path("foreign");
-    fs::create_dir(&folder).unwrap();
-    let unpacked = golden::unpack(&["base.vhd", "mid.vhd", "leaf.vhd"]);
-    for entry in fs::read_dir(unpacked.path()).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
-    }
+    let folder = folder_of_another_tool(&plugin);
     fs::write(folder.join("notes.txt"), "somebody's").unwrap();
     let configuration = json!({ "uri": format!("file://{}", folder.display()) });
     let sr = plugin.attach(&folder, &configuration);

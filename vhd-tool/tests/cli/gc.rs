@@ -65,7 +65,7 @@ fn a_volume_in_use_waits_and_says_so() {
     let user = Volume::open(&folder.path().join("fixed-4m.vhd"), &ChainOptions::default()).unwrap();
     for args in [&["gc", "."][..], &["gc", ".", "--dry-run"]] {
         let (text, _) = ended(folder.path(), args, 3);
-        assert!(text.contains("\n  waiting   ") && text.contains("somebody uses"), "{text}");
+        assert!(text.contains("\n  waiting   ") && text.contains("is in use"), "{text}");
         let report = json_ended(folder.path(), args, 3);
         assert_eq!(report["repositories"][0]["waiting"].as_array().unwrap().len(), 1, "{report}");
     }
