@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use rustix::io::Errno;
-use vhd_core::{BlockSize, ByteCount, Chain, ChainError, Image, ReadWrite};
+use vhd_core::{BlockSize, ByteCount, Chain, ChainError, FooterOrigin, Image, ReadWrite};
 
 use super::failure::errno_of;
-use super::{Failure, NAME, Refused, chain_options, open_alone, open_writable};
+use super::{Failure, NAME, Refused, chain_options, made_ready};
 use crate::output;
 
 /// Make the disk of an image larger
@@ -30,7 +30,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let refused = |errno, what: &str| Refused::image(&args.name, errno, what);
     let size = args.size.checked_mul(1 << 20).and_then(|bytes| bytes.checked_next_multiple_of(2 << 20));
     let size = ByteCount(size.ok_or_else(|| refused(Errno::INVAL, "no disk can be so large"))?);
-    let mut image = if args.fast { open_for_fast(args)? } else { open_alone(&args.name)? };
+    let mut image = open(args)?;
     let Some(header) = image.header() else { return Err(refused(Errno::INVAL, "a fixed disk keeps its size").into()) };
     let (block_size, entries): (BlockSize, u32) = (header.block_size(), header.max_table_entries());
     let present = image.footer().current_size();
@@ -60,15 +60,20 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     Ok(image.close()?)
 }
 
-/// Opens an image of which only the footers change, so that others may have it open: the storage manager makes a base
-/// larger while a guest reads it. Where blocks would have to move first, nobody else may.
-fn open_for_fast(args: &Args) -> Result<Image<ReadWrite>, Failure> {
-    let image = open_writable(&args.name)?;
-    if image.is_laid_out()? {
-        return Ok(image);
+/// Opens the image: alone, as blocks may move, and the tables with them.
+///
+/// With `-f` others may read it meanwhile, if only its footers change: the storage manager makes a base larger while a guest
+/// reads it. A tapdisk that writes to an image has taken the footer from the end, and places blocks there.
+fn open(args: &Args) -> Result<Image<ReadWrite>, Failure> {
+    if args.fast {
+        let image = Image::open_writable_beside(&args.name)?;
+        if image.footer_origin() == FooterOrigin::End && image.is_laid_out()? {
+            return made_ready(image);
+        }
     }
-    drop(image);
-    open_alone(&args.name)
+    let mut image = Image::open_writable(&args.name)?;
+    image.trim_tail()?;
+    Ok(image)
 }
 
 /// The size of the parent's disk, which must not show where this one grows.

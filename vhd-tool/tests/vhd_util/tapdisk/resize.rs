@@ -1,13 +1,15 @@
 //! A disk with data becomes larger, and then its guest goes on writing.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use testkit::layout::assert_layout;
+use testkit::old_layout::tables_behind_blocks;
 use testkit::scratch;
 
 use super::guest::{BLOCK, Content, Guest};
-use crate::program::done;
+use crate::program::{done, refused};
 
 /// Sizes before and after, in MiB.
 const SIZES: [(u64, u64); 4] = [(256, 512), (30 << 10, 40 << 10), (40 << 10, 80 << 10), (2 << 10, 2040 << 10)];
@@ -34,7 +36,7 @@ fn grown(room: fn(u64) -> Option<u64>, grow: fn(&Path, u64)) {
             guest.fill(5);
             guest.fill(2);
             guest.disk.pause().expect("the leaf is writable");
-            std::fs::rename(&path, here.join("base.vhd")).expect("the file is there");
+            fs::rename(&path, here.join("base.vhd")).expect("the file is there");
             run(args(&["snapshot", "-n", "disk.vhd", "-p", "base.vhd"]));
             content = guest.content;
         }
@@ -129,4 +131,56 @@ fn after_it_became_smaller() {
     guest.assert("when it is large again");
     guest.disk.pause().expect("the leaf is writable");
     assert_layout(&path);
+}
+
+/// The next block of a guest that writes goes where the file's footer would be.
+#[test]
+fn while_a_guest_writes_is_refused() {
+    let folder = scratch::folder();
+    let (here, path) = (folder.path(), folder.path().join("disk.vhd"));
+    done(here, &["create", "-n", "disk.vhd", "-s", "64", "-S", "128"]);
+    let mut guest = Guest::start(&path, Content::new(64 << 11));
+    guest.fill(3);
+    let mut moments = 0;
+    guest.write_beside(9 * BLOCK + 100..9 * BLOCK + 200, &mut || {
+        moments += 1;
+        let before = fs::read(&path).expect("the file is there");
+        refused(here, &["resize", "-s", "128", "-n", "disk.vhd", "-f"], 16);
+        assert!(fs::read(&path).expect("the file is there") == before, "moment {moments}: nothing is changed");
+    });
+    assert!(moments >= 3);
+    guest.assert("after a refusal");
+    guest.disk.pause().expect("the leaf is writable");
+    guest.content.assert_file("after a refusal", &path);
+    assert_layout(&path);
+    done(here, &["resize", "-s", "128", "-n", "disk.vhd", "-f"]);
+}
+
+/// The storage manager makes a base as large as the child that it merges into it, while a guest reads the base.
+#[test]
+fn of_a_base_that_a_guest_reads() {
+    let folder = scratch::folder();
+    let here = folder.path();
+    done(here, &["create", "-n", "base.vhd", "-s", "64", "-S", "128"]);
+    let mut guest = Guest::start(&here.join("base.vhd"), Content::new(64 << 11));
+    guest.fill(3);
+    guest.write(9 * BLOCK + 5..9 * BLOCK + 77);
+    guest.disk.pause().expect("the image is writable");
+    done(here, &["snapshot", "-n", "disk.vhd", "-p", "base.vhd", "-S", "128"]);
+    let mut guest = Guest::start(&here.join("disk.vhd"), guest.content);
+    guest.fill(5);
+    done(here, &["resize", "-s", "128", "-n", "base.vhd", "-f"]);
+    guest.fill(3);
+    guest.assert("beside a larger base");
+    // Blocks of this one would move while they are read.
+    let mut bytes = fs::read(here.join("base.vhd")).expect("the file is there");
+    tables_behind_blocks(&mut bytes);
+    fs::write(here.join("old.vhd"), &bytes).expect("the folder is writable");
+    let reader = fs::File::open(here.join("old.vhd")).expect("the file is there");
+    refused(here, &["resize", "-s", "130", "-n", "old.vhd", "-j", "journal"], 16);
+    refused(here, &["resize", "-s", "128", "-n", "old.vhd", "-f"], 16);
+    assert!(fs::read(here.join("old.vhd")).expect("the file is there") == bytes, "nothing is changed");
+    drop(reader);
+    done(here, &["resize", "-s", "130", "-n", "old.vhd", "-j", "journal"]);
+    assert_layout(&here.join("old.vhd"));
 }
