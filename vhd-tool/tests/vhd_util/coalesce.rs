@@ -5,7 +5,7 @@ use testkit::golden;
 use vhd_core::check::{self, Severity};
 use vhd_core::{ByteCount, FooterOrigin, Image, Lock, ReadOnly};
 
-use crate::program::{done, files, guest, refused, write};
+use crate::program::{done, files, guest, process, refused, write};
 
 /// The sectors in the answer, which must be `Coalesced N sectors` and no more.
 fn sectors(answer: &str) -> u64 {
@@ -100,8 +100,12 @@ fn what_cannot_be_merged_is_refused_and_nothing_changes() {
 fn images_in_use_are_not_merged() {
     let folder = golden::unpack(&["base.vhd", "mid.vhd"]);
     for image in ["base.vhd", "mid.vhd"] {
-        let _open = Image::open_writable(&folder.path().join(image)).unwrap();
-        refused(folder.path(), &["coalesce", "-n", "mid.vhd"], 16);
+        let user = Image::open_writable(&folder.path().join(image)).unwrap();
+        // `refused` would read the file, and wait until the user lets go.
+        let output = process(folder.path(), &["coalesce", "-n", "mid.vhd"]).output().unwrap();
+        drop(user);
+        assert_eq!(output.status.code(), Some(16), "{output:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{output:?}");
     }
 }
 
