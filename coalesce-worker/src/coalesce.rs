@@ -14,11 +14,13 @@ use crate::abort::Abort;
 use crate::error::CoalesceError;
 use crate::finish::{Finish, Finished};
 use crate::journal::Journal;
+use crate::marks::{Left, Marks};
 use crate::merge::{Merge, MergeError, MergeOptions, Moved};
 use crate::plan::{Plan, Unit};
-use crate::record::{Direction, MergeIntent, Record, Stamp};
+use crate::record::{Direction, MergeIntent, Record};
 use crate::repository::{Repository, StructureLock};
-use crate::run::{LockedRun, Neighbours, Run, open_child, stamp};
+use crate::run::{LockedRun, Neighbours, Run, open_child};
+use crate::sources::Sources;
 use crate::steps::{self, Steps};
 use crate::target::Target;
 use crate::yielding;
@@ -76,16 +78,12 @@ pub struct Coalesce<'a> {
     plan: Plan,
     ending: Ending,
     intent: MergeIntent,
-    interrupted: Option<Interrupted>,
+    /// The journal of the same merge by a process that died, where what it says is true.
+    journal: Option<Journal>,
+    /// Everything before this sector has been merged already.
+    from: Sector,
     /// Interrupted merges of other runs that have images in common with this one: what they did is not to be relied on.
     superseded: Vec<Journal>,
-}
-
-/// The same merge, by a process that died.
-#[derive(Debug)]
-struct Interrupted {
-    journal: Journal,
-    from: Sector,
 }
 
 impl<'a> Coalesce<'a> {
@@ -119,7 +117,7 @@ impl<'a> Coalesce<'a> {
             check_has_one_name(path)?;
         }
         let intent = run.intent(repository, request.keep, ending == Ending::TakeName)?;
-        let (interrupted, superseded) = find_interrupted(repository, &intent, &structure)?;
+        let (interrupted, mut superseded) = find_interrupted(repository, &intent, run.target(), &structure)?;
         drop(structure);
 
         for image in run.sources().iter().filter_map(Layer::as_vhd) {
@@ -127,7 +125,16 @@ impl<'a> Coalesce<'a> {
             image.check_blocks()?;
         }
         let plan = run.plan(abort)?;
-        Ok(Self { repository, run, locked, plan, ending, intent, interrupted, superseded })
+        let (mut from, mut journal) = (Sector(0), None);
+        if let Some((known, left)) = interrupted {
+            from = left.merged_before(&run, &plan, abort)?;
+            match left {
+                Left::Merged(_) => journal = Some(known),
+                // What its records say is not true of the images as they are.
+                Left::MaybeMerged(_) => superseded.push(known),
+            }
+        }
+        Ok(Self { repository, run, locked, plan, ending, intent, journal, from, superseded })
     }
 
     /// What will move, if nothing has been moved before.
@@ -137,7 +144,7 @@ impl<'a> Coalesce<'a> {
 
     /// Everything before this sector was moved by a merge that was interrupted.
     pub fn resumes_at(&self) -> Option<Sector> {
-        self.interrupted.as_ref().map(|interrupted| interrupted.from)
+        (self.journal.is_some() || self.from > Sector(0)).then_some(self.from)
     }
 
     /// The data that such a merge has moved.
@@ -185,14 +192,9 @@ impl<'a> Coalesce<'a> {
     /// run goes on at the last checkpoint.
     pub fn execute(self, options: &MergeOptions<'_>) -> Result<Outcome, CoalesceError> {
         let resumed = self.resumed_data();
-        let Self { repository, run, locked, plan, mut intent, interrupted, superseded, .. } = self;
-        if intent.node_is_volume && intent.volume.is_none() {
-            // It was written to just now. A moment later that shows, and the merge can be resumed if it must.
-            std::thread::sleep(Stamp::TICK);
-            intent.volume = stamp(run.node().path())?;
-        }
+        let Self { repository, run, locked, plan, intent, journal, from, superseded, .. } = self;
+        let sources = Sources::of(repository, &intent)?;
         let LockedRun { mut target, sources: locks } = locked;
-        let from = interrupted.as_ref().map_or(Sector(0), |interrupted| interrupted.from);
         let units = &plan.units()[plan.units().partition_point(|unit| unit.sectors.end <= from)..];
         let steps = if target.container().has_fixed_size() {
             None
@@ -203,13 +205,14 @@ impl<'a> Coalesce<'a> {
         for journal in superseded {
             journal.remove()?;
         }
-        let mut journal = match interrupted {
-            Some(Interrupted { journal, .. }) => journal,
+        let mut journal = match journal {
+            Some(journal) => journal,
             None => Journal::begin(&repository.state(), &Record::Merge(intent.clone()))?,
         };
         drop(structure);
-        let work = Moving { run: &run, plan: &plan, units, steps, options, held: &locks };
-        let moved = match work.run(&mut target, &mut journal, repository) {
+        let mut work = Moving { run: &run, plan: &plan, units, from, steps, options, held: &locks };
+        let marks = Marks::new(repository, &intent, sources);
+        let moved = match work.run(&mut target, &mut journal, marks) {
             Ok(moved) => moved,
             Err(error) => {
                 // What has been written does no harm, and the target gets its footer back. The first error is the one to tell.
@@ -234,6 +237,8 @@ struct Moving<'a> {
     run: &'a Run,
     plan: &'a Plan,
     units: &'a [Unit],
+    /// Where they begin, and what a merge before has come to.
+    from: Sector,
     /// Where not everything fits.
     steps: Option<Steps>,
     options: &'a MergeOptions<'a>,
@@ -243,10 +248,10 @@ struct Moving<'a> {
 
 impl Moving<'_> {
     fn run(
-        mut self,
+        &mut self,
         target: &mut Target,
         journal: &mut Journal,
-        repository: &Repository,
+        mut marks: Marks<'_>,
     ) -> Result<Moved, CoalesceError> {
         let yield_note = yielding::note_for(journal.path());
         let _ = fs::remove_file(&yield_note);
@@ -254,8 +259,11 @@ impl Moving<'_> {
             target.grow(self.run.node().size(), self.run.size_beneath())?;
         }
         if let Some(steps) = &self.steps {
-            let images = steps.held().iter().map(|path| repository.relative(path)).collect();
+            let images = steps.held().iter().map(|path| marks.repository.relative(path)).collect();
             journal.append(&Record::Holds { images })?;
+        }
+        if self.from > Sector(0) {
+            marks.checkpoint(target, journal, self.from)?;
         }
         let mut moved = Moved::default();
         let mut left = self.units;
@@ -276,14 +284,16 @@ impl Moving<'_> {
                 yield_note: Some(&yield_note),
                 held: self.held,
             };
-            let step = merge.run(&mut |sector| journal.append(&Record::Checkpoint { sector: sector.0 }))?;
+            let step = merge.run(&mut |sector| marks.checkpoint(target, journal, sector))?;
             moved.data = step.data;
             moved.by += step.by;
             left = later;
-            let (Some(steps), Some(next)) = (&mut self.steps, later.first()) else { return Ok(moved) };
-            journal.append(&Record::Checkpoint { sector: next.sectors.start.0 })?;
+            let (Some(steps), Some(next)) = (&mut self.steps, later.first()) else { break };
+            marks.checkpoint(target, journal, next.sectors.start)?;
             steps.release(next.sectors.start)?;
         }
+        marks.finish(target, journal)?;
+        Ok(moved)
     }
 }
 
@@ -325,8 +335,9 @@ fn choose_steps(
 fn find_interrupted(
     repository: &Repository,
     intent: &MergeIntent,
+    target: &Layer,
     _: &StructureLock,
-) -> Result<(Option<Interrupted>, Vec<Journal>), CoalesceError> {
+) -> Result<(Option<(Journal, Left)>, Vec<Journal>), CoalesceError> {
     let (mut same, mut superseded) = (None, Vec::new());
     for path in Journal::list(&repository.state())? {
         let Some((journal, records)) = Journal::take_over(&path)? else { continue };
@@ -336,13 +347,8 @@ fn find_interrupted(
             continue;
         }
         if other.is_resumed_by(intent) && same.is_none() {
-            let checkpoint = records.iter().rev().find_map(|record| match record {
-                Record::Checkpoint { sector } => Some(Sector(*sector)),
-                _ => None,
-            });
-            // What has been moved up is found in the target itself.
-            let from = checkpoint.filter(|_| intent.direction == Direction::Down).unwrap_or_default();
-            same = Some(Interrupted { journal, from });
+            let left = Left::of(repository, intent, &journal, &records, target)?;
+            same = Some((journal, left));
         } else if other.files().any(|file| intent.files().any(|ours| ours.path == file.path)) {
             if records.contains(&Record::Merged) {
                 // A header may be torn and the target may be visible: its journal is what puts that right.
@@ -355,18 +361,10 @@ fn find_interrupted(
 }
 
 impl MergeIntent {
-    /// Tells whether what this merge has done is good for `now`: the same run, of images that have not changed since.
+    /// Tells whether this merge is of the same run as `now`.
     pub(crate) fn is_resumed_by(&self, now: &Self) -> bool {
-        let same_run = (self.direction, self.keep, &self.target, &self.sources, &self.beneath)
-            == (now.direction, now.keep, &now.target, &now.sources, &now.beneath);
-        let unchanged = !self.node_is_volume || self.volume.is_some() && self.volume == now.volume;
-        let same_file = self.direction == Direction::Up || self.target_inode == now.target_inode;
-        same_run && same_file && unchanged && self.node_is_volume == now.node_is_volume
-    }
-
-    /// Tells whether the newest source is what it was when the merge began.
-    pub(crate) fn node_is_unchanged(&self, node: &Path) -> bool {
-        !self.node_is_volume || self.volume.is_some() && Stamp::of(node).is_ok_and(|now| now == self.volume)
+        (self.direction, self.keep, &self.target, &self.sources, &self.beneath, self.node_is_volume)
+            == (now.direction, now.keep, &now.target, &now.sources, &now.beneath, now.node_is_volume)
     }
 }
 

@@ -291,11 +291,9 @@ mod tests {
             keep: false,
             target: file(target),
             target_length: 0,
-            target_inode: None,
             target_hidden: true,
             sources: vec![file(node)],
             node_is_volume: true,
-            volume: None,
             takes_name: false,
             beneath: None,
         })

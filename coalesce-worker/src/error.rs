@@ -78,6 +78,18 @@ pub enum CoalesceError {
         /// The node.
         node: PathBuf,
     },
+    /// What was merged is no longer where a child looks for it.
+    #[error(
+        "{}: restored or replaced after data had been merged into it, and {} reads from it already; \
+         put the one back that was merged into, or restore both",
+        target.display(), child.display()
+    )]
+    NotMerged {
+        /// What was merged into.
+        target: PathBuf,
+        /// An image that has been linked to it.
+        child: PathBuf,
+    },
     /// Another merge, with an image of this one in it, has moved its data and not come to its end.
     #[error("{}: an earlier merge of it still has to be finished", node.display())]
     Unfinished {

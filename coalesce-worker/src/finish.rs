@@ -59,6 +59,7 @@ impl Finish<'_> {
             Ok(Linked::Done { target, obsolete, readers }) => {
                 let relinked = self.relinked.iter().cloned().collect();
                 let Self { repository, target: image, locks, .. } = self;
+                image.forget_merge()?;
                 image.close()?;
                 let (deleted, waits_for) = remove_obsolete(repository, journal, &obsolete, readers, structure)?;
                 drop(locks);
@@ -195,6 +196,7 @@ impl Finish<'_> {
 
     /// Makes the target what it was to others than the node.
     fn take_back(&mut self) -> Result<(), CoalesceError> {
+        self.target.forget_merge()?;
         if let Target::Vhd(image) = &mut self.target {
             image.set_hidden(self.intent.target_hidden)?;
         }

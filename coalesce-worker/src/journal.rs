@@ -11,13 +11,13 @@
 //!
 //! A frame counts once it is whole, and each is durable before the next step is taken; what power failed in is cut off.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crc::{CRC_32_ISO_HDLC, Crc};
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, Timespec, Timestamps, UTIME_NOW};
 use uuid::Uuid;
 use vhd_core::{Existing, FileError, FileIdentity, NewFile, explain_lock, folder_of, sync_folder};
 
@@ -78,6 +78,18 @@ impl Journal {
     pub(crate) fn remove(self) -> Result<(), FileError> {
         fs::remove_file(&self.path).map_err(FileError::when(&self.path, "remove the journal"))?;
         sync_folder(folder_of(&self.path))
+    }
+
+    /// Has the file system write the time on it, and tells what is known of it then.
+    pub(crate) fn touch(&self) -> io::Result<Metadata> {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        rustix::fs::futimens(&self.file, &Timestamps { last_access: now, last_modification: now })?;
+        self.file.metadata()
+    }
+
+    /// Who it is: its name, as it was begun. Nobody can tell where somebody has given it another.
+    pub(crate) fn id(&self) -> Option<Uuid> {
+        Uuid::try_parse(self.path.file_stem()?.to_str()?).ok()
     }
 
     /// Where it is.

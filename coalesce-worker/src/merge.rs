@@ -109,7 +109,8 @@ impl Merge<'_> {
             || self.held.iter().any(|source| source.is_wanted())
     }
 
-    /// Moves everything and makes it durable; `checkpoint` is told before which sector everything has been.
+    /// Moves everything and makes it durable. `checkpoint` is told now and then before which sector everything has been moved; it
+    /// makes that durable, too.
     ///
     /// # Errors
     /// A failed read or write, a checkpoint that cannot be recorded, an abort. The sources are as they were, and every
@@ -120,7 +121,7 @@ impl Merge<'_> {
     /// same there; once this has returned, all of them are durable.
     pub(crate) fn run(
         &self,
-        checkpoint: &mut (dyn FnMut(Sector) -> Result<(), FileError> + Send),
+        checkpoint: &mut (dyn FnMut(Sector) -> Result<(), MergeError> + Send),
     ) -> Result<Moved, MergeError> {
         let work = Work {
             merge: self,

@@ -1,14 +1,13 @@
 //! What journals say. Paths are relative to the repository where they lie in it, so that it can be moved as a whole.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use vhd_core::{FileError, FileOffset, HEADER_SIZE, HeaderChange, Image, Layer, Lock, OpenError, ReadOnly};
+use vhd_core::{FileOffset, HEADER_SIZE, HeaderChange, Image, Layer, Lock, OpenError, ReadOnly};
+
+use crate::sources::Stamp;
 
 /// One record. The first of a journal says what is to be done, those that follow how far it has come.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,8 +33,10 @@ pub(crate) enum Record {
     Revert { volume: PathBuf, displaced: PathBuf, prepared: PathBuf },
     /// A run is merged.
     Merge(MergeIntent),
-    /// Everything before this sector has been merged, durably.
+    /// Everything before this sector has been merged into a raw disk, durably. A VHD says that itself.
     Checkpoint { sector: u64 },
+    /// What the sources of a merge are known by; they have not changed since it began.
+    Sources { stamps: Vec<Stamp> },
     /// Images above the run that are locked meanwhile, because blocks are taken out of the sources.
     Holds { images: Vec<PathBuf> },
     /// Everything has been merged, durably.
@@ -63,7 +64,7 @@ impl Record {
             Self::Header(header) => vec![&header.image],
             Self::Linked { obsolete, readers } => obsolete.iter().map(|file| &file.path).chain(readers).collect(),
             Self::Released { reader } => vec![reader],
-            Self::Checkpoint { .. } | Self::Merged => Vec::new(),
+            Self::Checkpoint { .. } | Self::Sources { .. } | Self::Merged => Vec::new(),
         };
         paths.into_iter().map(PathBuf::as_path).collect()
     }
@@ -108,17 +109,12 @@ pub(crate) struct MergeIntent {
     pub(crate) target: FileId,
     /// How long the target's file was.
     pub(crate) target_length: u64,
-    /// The target's inode: a copy or backup that has come in its place does not hold what was merged.
-    #[serde(default)]
-    pub(crate) target_inode: Option<u64>,
     /// Whether the target was hidden.
     pub(crate) target_hidden: bool,
     /// Newest first.
     pub(crate) sources: Vec<FileId>,
     /// Whether the newest source is a volume, which may change when nobody merges.
     pub(crate) node_is_volume: bool,
-    /// Its state then, where it could be told.
-    pub(crate) volume: Option<Stamp>,
     /// Whether the newest source has no children, so that the target takes its name.
     #[serde(default)]
     pub(crate) takes_name: bool,
@@ -141,46 +137,12 @@ impl MergeIntent {
         above.into_iter().chain(&self.sources).chain(below)
     }
 
-    /// Tells whether the file at `path` is the one that was merged into. A merge up is looked at more closely than that.
-    pub(crate) fn is_target(&self, path: &Path) -> Result<bool, FileError> {
-        let found = fs::metadata(path).map_err(FileError::when(path, "look at it"))?;
-        Ok(self.direction == Direction::Up || self.target_inode.is_none_or(|inode| inode == found.ino()))
-    }
-
     /// The newest image.
     pub(crate) fn node(&self) -> &FileId {
         match self.direction {
             Direction::Down => &self.sources[0],
             Direction::Up => &self.target,
         }
-    }
-}
-
-/// What changes when a file is written to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Stamp {
-    length: u64,
-    modified: i64,
-    modified_nanoseconds: i64,
-    /// Times are only to be trusted until the machine starts anew: a synced write may keep its data and lose its time.
-    boot: String,
-}
-
-impl Stamp {
-    /// What the file system's clock may not tell apart.
-    pub(crate) const TICK: Duration = Duration::from_millis(50);
-
-    /// Takes the stamp of a file; `None` where it cannot be told from one that is written to right now.
-    pub(crate) fn of(path: &Path) -> io::Result<Option<Self>> {
-        let metadata = fs::metadata(path)?;
-        let settled = SystemTime::now().duration_since(metadata.modified()?).is_ok_and(|age| age > Self::TICK);
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        Ok((settled && !boot.is_empty()).then(|| Self {
-            length: metadata.len(),
-            modified: metadata.mtime(),
-            modified_nanoseconds: metadata.mtime_nsec(),
-            boot,
-        }))
     }
 }
 

@@ -1,8 +1,6 @@
 //! A run: its images, who else needs them, and the locks that keep it as it is.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,7 +16,7 @@ use crate::delete::is_busy;
 use crate::error::CoalesceError;
 use crate::in_use::{lock_source, open_image};
 use crate::plan::Plan;
-use crate::record::{Direction, FileId, MergeIntent, Stamp};
+use crate::record::{Direction, FileId, MergeIntent};
 use crate::repository::Repository;
 use crate::target::Target;
 
@@ -115,18 +113,14 @@ impl Run {
     ) -> Result<MergeIntent, CoalesceError> {
         let id = |layer: &Layer| FileId::of(layer, repository.relative(layer.path()));
         let (target, node) = (self.target(), self.node());
-        let inode = fs::metadata(target.path()).map_err(FileError::when(target.path(), "look at it"))?;
-        let is_volume = self.direction == Direction::Down && !is_hidden(node);
         Ok(MergeIntent {
             direction: self.direction,
             keep,
             target: id(target),
             target_length: target.container().len()?.0,
-            target_inode: Some(inode.ino()),
             target_hidden: is_hidden(target),
             sources: self.sources().iter().map(id).collect(),
-            node_is_volume: is_volume,
-            volume: if is_volume { stamp(node.path())? } else { None },
+            node_is_volume: self.direction == Direction::Down && !is_hidden(node),
             takes_name,
             beneath: self.beneath.as_ref().map(id),
         })
@@ -173,11 +167,6 @@ impl RunNames {
 pub(crate) struct LockedRun {
     pub(crate) target: Target,
     pub(crate) sources: Vec<Arc<FileStorage>>,
-}
-
-/// Takes the stamp of a volume.
-pub(crate) fn stamp(volume: &Path) -> Result<Option<Stamp>, FileError> {
-    Stamp::of(volume).map_err(FileError::when(volume, "tell when it was changed"))
 }
 
 fn is_hidden(layer: &Layer) -> bool {

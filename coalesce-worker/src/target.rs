@@ -179,6 +179,14 @@ impl Target {
         }
     }
 
+    /// Takes the mark of an unfinished merge out of the footers, where one is.
+    pub(crate) fn forget_merge(&self) -> Result<(), WriteError> {
+        match self {
+            Self::Vhd(image) if image.merge_mark().is_some() => image.set_merge_mark(None),
+            Self::Vhd(_) | Self::Raw(_) => Ok(()),
+        }
+    }
+
     /// Makes everything durable and lets the image go.
     pub(crate) fn close(self) -> Result<(), WriteError> {
         match self {

@@ -1,28 +1,49 @@
 //! Telling by its content whether a target holds what a merge would put there.
 
-use vhd_core::{ChainSource, Extents, Layer, ReadError, SectorCount, SectorRange, Source};
+use vhd_core::{ChainSource, Extents, Layer, ReadError, Sector, SectorCount, SectorRange, Source};
 
-use crate::plan::Plan;
+use crate::abort::Abort;
+use crate::error::CoalesceError;
+use crate::merge::MergeError;
+use crate::plan::{Plan, Unit};
 
 /// What is compared at once.
 const STEP: SectorCount = SectorCount(1024);
 
-/// Tells whether `target` holds by itself, bit for bit, everything that the plan moves from `sources`.
+/// Finds the first sector from which on the target may lack something that the plan moves from the sources. Of everything
+/// before it holds, by itself, the same bits. It is `end` where the target lacks nothing before that.
 ///
 /// # Errors
-/// A failed read.
-pub(crate) fn holds_everything(plan: &Plan, sources: &[Layer], target: &Layer) -> Result<bool, ReadError> {
+/// A failed read; the abort.
+pub(crate) fn held_before(
+    plan: &Plan,
+    sources: &[Layer],
+    target: &Layer,
+    end: Sector,
+    abort: &Abort,
+) -> Result<Sector, CoalesceError> {
     for unit in plan.units() {
-        for extent in plan.extents_of(unit, sources, target)?.iter() {
-            for piece in extent.sectors.split_at_multiples(STEP) {
-                let mut expected = vec![0; piece.count().bytes().0 as usize];
-                if let ChainSource::Data { layer, at } = extent.source {
-                    let at = at + (piece.start - extent.sectors.start).bytes();
-                    sources[layer].container().read_at(&mut expected, at)?;
-                }
-                if read_own(target, piece)? != Some(expected) {
-                    return Ok(false);
-                }
+        if unit.sectors.end > end || !holds(plan, unit, sources, target, abort)? {
+            return Ok(unit.sectors.start.min(end));
+        }
+    }
+    Ok(end)
+}
+
+fn holds(plan: &Plan, unit: &Unit, sources: &[Layer], target: &Layer, abort: &Abort) -> Result<bool, CoalesceError> {
+    for extent in plan.extents_of(unit, sources, target)?.iter() {
+        for piece in extent.sectors.split_at_multiples(STEP) {
+            abort.check().map_err(MergeError::Aborted)?;
+            if piece.end.0 > target.sectors().0 {
+                return Ok(false);
+            }
+            let mut expected = vec![0; piece.count().bytes().0 as usize];
+            if let ChainSource::Data { layer, at } = extent.source {
+                let at = at + (piece.start - extent.sectors.start).bytes();
+                sources[layer].container().read_at(&mut expected, at)?;
+            }
+            if read_own(target, piece)? != Some(expected) {
+                return Ok(false);
             }
         }
     }

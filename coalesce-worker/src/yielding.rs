@@ -15,8 +15,9 @@ use crate::repository::Repository;
 
 /// How often a merge looks for notes.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(20);
-/// How long to wait for somebody who does not say that he merges.
-pub(crate) const MOMENT: Duration = Duration::from_millis(200);
+/// How long to wait for somebody who does not say that he merges: who is about to, or hides, or looks around. On a busy host
+/// these take their time.
+pub(crate) const MOMENT: Duration = Duration::from_secs(2);
 /// How long to wait for a merge to stop.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 

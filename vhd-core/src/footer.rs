@@ -7,6 +7,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::format::{self, RawFooter};
 use crate::geometry::Geometry;
+use crate::merge_mark::{MERGE_MARK_SIZE, MergeMark};
 use crate::units::{ByteCount, FileOffset};
 
 /// Bytes of a footer.
@@ -314,6 +315,21 @@ impl Footer {
     pub(crate) fn set_hidden_value(&mut self, hidden: u8) {
         self.raw.hidden = hidden;
         self.seal();
+    }
+
+    /// How far a merge that has not ended has come.
+    pub fn merge_mark(&self) -> Option<MergeMark> {
+        MergeMark::from_bytes(self.raw.reserved.last_chunk()?)
+    }
+
+    /// Says how far a merge has come; whatever else may stand in that place is kept where there is none to be forgotten.
+    pub(crate) fn set_merge_mark(&mut self, mark: Option<MergeMark>) {
+        if mark != self.merge_mark()
+            && let Some(place) = self.raw.reserved.last_chunk_mut()
+        {
+            *place = mark.map_or([0; MERGE_MARK_SIZE], MergeMark::to_bytes);
+            self.seal();
+        }
     }
 
     /// Marks the image as one whose resize has not ended, or as whole.

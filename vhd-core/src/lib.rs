@@ -62,6 +62,7 @@ mod header;
 mod image;
 mod layout;
 mod locator;
+mod merge_mark;
 mod metadata;
 mod moves;
 mod new_file;
@@ -89,13 +90,15 @@ pub use geometry::Geometry;
 pub use header::{HEADER_SIZE, Header, HeaderError};
 pub use image::{BlockFault, FooterOrigin, Image, Layer, OpenError, RawDisk, ReadError, ReadOnly, Region};
 pub use locator::{LocatorEntry, MAX_LOCATOR_LENGTH, PlatformCode};
+pub use merge_mark::MergeMark;
 pub use metadata::{HeaderChange, LinkError, MetadataError, ParentLink, cut_to_footer};
 pub use new_file::{Existing, FileError, NewFile, folder_of, sync_folder, write_new_file};
 pub use overlap::Overlap;
 pub use rename::{has_no_second_names, rename_without_replacing};
 pub use resolve::{Extent, Extents, Source};
 pub use storage::{
-    Container, DeviceNumber, FileIdentity, FileStorage, Lock, MemoryStorage, Storage, StorageError, explain_lock,
+    Container, DeviceNumber, FileIdentity, FileStamp, FileStorage, Lock, MemoryStorage, Storage, StorageError,
+    explain_lock,
 };
 pub use units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, SectorRange};
 pub use uuid::Uuid;

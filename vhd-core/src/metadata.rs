@@ -191,7 +191,7 @@ impl Image<ReadWrite> {
         let mut copy = [0; FOOTER_SIZE.0 as usize];
         if self.tables.is_some() {
             self.container.read_at(&mut copy, FileOffset(0))?;
-            let footer = self.footer.to_bytes();
+            let footer = self.current_footer().to_bytes();
             if !Footer::try_from(&copy).is_ok_and(|copy| copy.to_bytes() == footer) {
                 self.container.write_at(&footer, FileOffset(0))?;
                 self.container.sync()?;
@@ -219,7 +219,7 @@ impl Image<ReadWrite> {
         let old = self.write_end_footer()?;
         self.container.sync()?;
         if self.tables.is_some() {
-            self.container.write_at(&self.footer.to_bytes(), FileOffset(0))?;
+            self.container.write_at(&self.current_footer().to_bytes(), FileOffset(0))?;
         }
         if let Some(at) = old {
             self.container.write_at(&[0; FOOTER_SIZE.0 as usize], at)?;

@@ -7,12 +7,14 @@ mod lease;
 mod lock;
 mod memory;
 mod padded;
+mod stamp;
 
 pub use container::{Container, StorageError};
 pub use file::FileStorage;
 pub use identity::{DeviceNumber, FileIdentity};
 pub use lock::{Lock, explain_lock};
 pub use memory::MemoryStorage;
+pub use stamp::FileStamp;
 
 use std::fmt;
 use std::io;

@@ -20,7 +20,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::bitmap::Bitmap;
 use crate::block_size::{BlockPlace, BlockSize};
+use crate::footer::Footer;
 use crate::image::{FooterOrigin, Image, OpenError, ReadError, Tables};
+use crate::merge_mark::MergeMark;
 use crate::resolve::{BlockBits, Extents, Source};
 use crate::storage::{Container, StorageError};
 use crate::units::{BlockIndex, ByteCount, FileOffset, SECTOR_SIZE, SectorCount, SectorRange};
@@ -83,6 +85,8 @@ pub struct ReadWrite {
     /// Something was written that is not yet synced.
     unsynced: AtomicBool,
     failed: AtomicBool,
+    /// What the footers say of a merge, whatever the one in memory said when it was read.
+    merge_mark: Mutex<Option<MergeMark>>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -91,7 +95,12 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl ReadWrite {
-    pub(crate) fn new(container: &Container, origin: FooterOrigin, tables: Option<&Tables>) -> Result<Self, OpenError> {
+    pub(crate) fn new(
+        container: &Container,
+        footer: &Footer,
+        origin: FooterOrigin,
+        tables: Option<&Tables>,
+    ) -> Result<Self, OpenError> {
         Ok(Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             tail: Mutex::new(Tail::find(container, origin, tables)?),
@@ -99,6 +108,7 @@ impl ReadWrite {
             states: AtomicUsize::new(0),
             unsynced: AtomicBool::new(false),
             failed: AtomicBool::new(false),
+            merge_mark: Mutex::new(footer.merge_mark()),
         })
     }
 
@@ -198,6 +208,17 @@ impl Image<ReadWrite> {
         self.check_not_failed()?;
         let whole_disk = SectorCount(self.sectors().0.max(1));
         Ok(range.split_at_multiples(self.tables.as_ref().map_or(whole_disk, |t| t.header.block_size().sectors())))
+    }
+
+    /// The footer as it is to stand in the file.
+    pub(crate) fn current_footer(&self) -> Footer {
+        let mut footer = self.footer.clone();
+        footer.set_merge_mark(*locked(&self.mode.merge_mark));
+        footer
+    }
+
+    pub(crate) fn put_merge_mark(&self, mark: Option<MergeMark>) {
+        *locked(&self.mode.merge_mark) = mark;
     }
 
     pub(crate) fn check_not_failed(&self) -> Result<(), WriteError> {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vhd_core::{FileError, Sector, WriteError};
+use vhd_core::{Sector, WriteError};
 
 use super::{Merge, MergeError, MergeOptions};
 use crate::abort::Abort;
@@ -104,7 +104,7 @@ impl<'a> Units<'a> {
         &self,
         merge: &Merge<'_>,
         moved: &AtomicU64,
-        checkpoint: &mut (dyn FnMut(Sector) -> Result<(), FileError> + Send),
+        checkpoint: &mut (dyn FnMut(Sector) -> Result<(), MergeError> + Send),
     ) -> Result<(), MergeError> {
         let (mut recorded, mut recorded_data) = (0, merge.moved_before.0);
         let given = merge.options.checkpoint_every.map(|step| step.0);
@@ -129,11 +129,8 @@ impl<'a> Units<'a> {
                 continue;
             }
             let start = Instant::now();
-            let result = merge.target.flush().map_err(MergeError::from).and_then(|()| {
-                let sector = self.units.get(done).map_or(self.units[done - 1].sectors.end, |unit| unit.sectors.start);
-                Ok(checkpoint(sector)?)
-            });
-            if let Err(error) = result {
+            let sector = self.units.get(done).map_or(self.units[done - 1].sectors.end, |unit| unit.sectors.start);
+            if let Err(error) = checkpoint(sector) {
                 self.abort.abort();
                 return Err(error);
             }

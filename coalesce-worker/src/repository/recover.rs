@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vhd_core::{
-    ByteCount, Container, FileError, HEADER_SIZE, Image, Lock, OpenError, ReadOnly, StorageError, sync_folder,
+    ByteCount, Container, FileError, HEADER_SIZE, Image, Lock, MergeMark, OpenError, ReadOnly, StorageError,
+    sync_folder,
 };
 
 use super::{Repository, StructureLock};
@@ -20,12 +21,12 @@ use crate::error::CoalesceError;
 use crate::finish::{Finish, remove_obsolete};
 use crate::in_use::{lock_source, open_unused};
 use crate::journal::Journal;
+use crate::marks::{Left, holds_everything};
 use crate::record::{Direction, FileId, HeaderRecord, MergeIntent, Record};
 use crate::revert::RevertError;
-use crate::run::Run;
+use crate::run::{Run, is_child_of};
 use crate::snapshot::SnapshotError;
 use crate::target::Target;
-use crate::verify::holds_everything;
 
 /// What opening a repository found to be done.
 #[derive(Debug, Default)]
@@ -230,7 +231,7 @@ impl Repository {
             return Ok(Outcome::Finished);
         }
         let relinked = headers(records).map(|header| self.absolute(&header.image)).collect();
-        self.finish_merge(journal, intent, relinked, structure)
+        self.finish_merge(journal, intent, records, relinked, structure)
     }
 
     /// Tells whether the images of a run are all where they were.
@@ -248,6 +249,7 @@ impl Repository {
         &self,
         journal: Journal,
         intent: &MergeIntent,
+        records: &[Record],
         relinked: BTreeSet<PathBuf>,
         structure: &StructureLock,
     ) -> Result<Outcome, CoalesceError> {
@@ -269,21 +271,21 @@ impl Repository {
                 lock => locks.push(Arc::new(lock?)),
             }
         }
-        // Once a child has been linked to the target, there is no way back.
-        let is_other_target = relinked.is_empty() && !intent.is_target(&target_path)?;
-        if is_other_target && !self.target_holds_everything(intent)?
-            || !intent.node_is_unchanged(&self.absolute(&intent.node().path))
-        {
-            // What was merged is in another file, and this one a backup from before. Or what was merged of the volume is not
-            // what it holds now.
-            if let Target::Vhd(image) = &mut target {
+        let holds_all = match intent.direction {
+            Direction::Up => self.is_all_merged(intent, &target)?,
+            Direction::Down => self.target_holds_all(intent, &journal, records)?,
+        };
+        if !holds_all {
+            // The target was restored or replaced since, or what was merged of a source is not what that holds now.
+            if let Some(child) = self.first_child_of_target(intent, &relinked)? {
+                return Err(CoalesceError::NotMerged { target: target_path, child });
+            }
+            target.forget_merge()?;
+            if intent.direction == Direction::Down
+                && let Target::Vhd(image) = &mut target
+            {
                 image.set_hidden(intent.target_hidden)?;
             }
-            target.close()?;
-            journal.remove()?;
-            return Ok(Outcome::Finished);
-        }
-        if intent.direction == Direction::Up && !self.is_all_merged(intent, &target)? {
             target.close()?;
             journal.remove()?;
             return Ok(Outcome::Finished);
@@ -293,16 +295,42 @@ impl Repository {
         Ok(waits_for.map_or(Outcome::Finished, Outcome::in_use))
     }
 
-    /// Tells by its content whether a target that is another file than the one that was merged into, a copy of it
-    /// perhaps, holds what was merged.
-    fn target_holds_everything(&self, intent: &MergeIntent) -> Result<bool, CoalesceError> {
+    /// Tells whether a target that was merged into still holds what the sources hold now.
+    fn target_holds_all(
+        &self,
+        intent: &MergeIntent,
+        journal: &Journal,
+        records: &[Record],
+    ) -> Result<bool, CoalesceError> {
         let (node, into) = (self.absolute(&intent.node().path), self.absolute(&intent.target.path));
         let request = Request { node: node.clone(), into: Some(into), direction: intent.direction, keep: intent.keep };
         let run = match Run::open(self.options(), &node, &request) {
             Err(CoalesceError::NotAnAncestor { .. }) => return Ok(false),
             run => run?,
         };
-        Ok(holds_everything(&run.plan(&Abort::new())?, run.sources(), run.target())?)
+        let left = Left::of(self, intent, journal, records, run.target())?;
+        if left == Left::Merged(MergeMark::ALL) {
+            return Ok(true);
+        }
+        // A merge that was quickly done has left no mark.
+        let abort = Abort::new();
+        holds_everything(&run, &run.plan(&abort)?, &abort)
+    }
+
+    /// Finds an image that has been linked to the target already, and still is: it was not restored.
+    fn first_child_of_target(
+        &self,
+        intent: &MergeIntent,
+        relinked: &BTreeSet<PathBuf>,
+    ) -> Result<Option<PathBuf>, CoalesceError> {
+        let target = self.absolute(&intent.target.path);
+        for path in relinked.iter().filter(|path| intent.direction == Direction::Down && path.exists()) {
+            let child: Image<ReadOnly> = Image::open(path, Lock::None)?;
+            if is_child_of(&child, &target, intent.target.unique_id)? {
+                return Ok(Some(path.clone()));
+            }
+        }
+        Ok(None)
     }
 
     /// Tells whether a node that was merged into can do without the sources, as its journal says: it may have grown, or

@@ -12,6 +12,7 @@ mod hostile;
 mod locks;
 mod model;
 mod poor;
+mod restored;
 mod revert;
 mod review;
 mod snapshot;

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rayon::prelude::*;
 use uuid::Uuid;
@@ -18,11 +18,12 @@ use crate::gate;
 use crate::header::{HEADER_SIZE, Header};
 use crate::image::{Image, OpenError, ReadOnly};
 use crate::new_file::folder_of;
-use crate::storage::{Container, FileStorage, Lock};
+use crate::storage::{Container, FileStamp, FileStorage, Lock};
 use crate::units::{ByteCount, FileOffset};
 
-/// A file that changed less than this before it was read may have changed again without another time on it.
-const SETTLED: Duration = Duration::from_secs(1);
+/// A file that changed less than this before it was read may have changed again without another time on it: some file systems
+/// count in seconds, and the clock of a server may be behind ours.
+const SETTLED: Duration = Duration::from_secs(60);
 
 /// What was found at a path.
 #[derive(Debug)]
@@ -59,23 +60,17 @@ struct Named {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Stamp {
     device: u64,
-    inode: u64,
-    length: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
+    file: FileStamp,
 }
 
 impl Stamp {
     /// Takes the stamp of a file; `None` where a later change may not show in it.
     fn of(metadata: &Metadata) -> Option<Self> {
-        let age = SystemTime::now().duration_since(metadata.modified().ok()?).ok()?;
-        (age > SETTLED && metadata.is_file()).then(|| Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            length: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
+        // A file that was restored has the times of its content, but the change of its inode is new.
+        let changed = UNIX_EPOCH + Duration::from_secs(metadata.ctime().try_into().ok()?);
+        let age = SystemTime::now().duration_since(changed).ok()?;
+        let stamp = Self { device: metadata.dev(), file: FileStamp::of(metadata) };
+        (age > SETTLED && metadata.is_file()).then_some(stamp)
     }
 }
 

@@ -220,7 +220,7 @@ impl Image<ReadWrite> {
         let checked = Image { container, footer, origin, tables, mode: ReadOnly(()) };
         checked.check_blocks()?;
         let Image { container, footer, origin, tables, .. } = checked;
-        let mode = ReadWrite::new(&container, origin, tables.as_ref())?;
+        let mode = ReadWrite::new(&container, &footer, origin, tables.as_ref())?;
         Ok(Self { container, footer, origin, tables, mode })
     }
 }

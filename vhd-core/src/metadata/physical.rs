@@ -29,7 +29,7 @@ impl Image<ReadWrite> {
         self.commit(|image| {
             let container = &image.container;
             let old = image.end_footer().filter(|&old| old < at);
-            container.write_at(&image.footer.to_bytes(), at)?;
+            container.write_at(&image.current_footer().to_bytes(), at)?;
             container.sync()?;
             if container.has_fixed_size() {
                 return Ok(());

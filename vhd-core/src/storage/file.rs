@@ -23,6 +23,10 @@ use crate::units::{ByteCount, FileOffset};
 const LOCK_PATIENCE: Duration = Duration::from_millis(30);
 const LOCK_STEP: Duration = Duration::from_millis(2);
 
+/// How long whoever is to write waits for programs that only look at the file, and for processes that have just been started
+/// and still hold what their parent had open.
+const LOOKERS_PATIENCE: Duration = Duration::from_millis(300);
+
 /// How long to wait for a process that holds a lease on a file to let go of it.
 const LEASE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -56,6 +60,20 @@ impl Leased {
     }
 }
 
+const LOCKED: &str = "in use by another process (locked)";
+
+/// Waits until nobody holds a lock that forbids `lock`, for as long as locks are waited for. The file is not opened.
+fn wait_for_lock(path: &Path, lock: Lock) -> io::Result<()> {
+    let start = Instant::now();
+    while lease::is_locked(FileIdentity::at(path)?, lock == Lock::Exclusive) {
+        if start.elapsed() > LOCK_PATIENCE {
+            return Err(busy(LOCKED));
+        }
+        std::thread::sleep(LOCK_STEP);
+    }
+    Ok(())
+}
+
 fn busy(who: &str) -> io::Error {
     io::Error::new(io::ErrorKind::ResourceBusy, who)
 }
@@ -79,7 +97,7 @@ impl FileStorage {
     /// whether one has.
     pub fn open_writable(path: &Path) -> io::Result<Self> {
         let mut storage = Self::open_locked(path, true, Lock::Exclusive)?;
-        storage.lease = Leased::Own(storage.take_lease()?);
+        storage.lease = Leased::Own(storage.take_lease(LOOKERS_PATIENCE)?);
         Ok(storage)
     }
 
@@ -99,9 +117,6 @@ impl FileStorage {
     /// # Errors
     /// What the system answers.
     pub fn is_in_use(path: &Path) -> io::Result<bool> {
-        if lease::is_locked(FileIdentity::at(path)?, true) {
-            return Ok(true);
-        }
         let mut file = match Self::open_now(path, false) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
             file => file?,
@@ -138,12 +153,16 @@ impl FileStorage {
         Self::open_by(path, || File::options().read(true).write(write).custom_flags(flags).open(path))
     }
 
-    fn open_file(path: &Path, write: bool) -> io::Result<Self> {
+    /// Opens the file at `path` as soon as whoever holds a lease on it lets others look.
+    fn open_file(path: &Path, write: bool, lock: Lock) -> io::Result<Self> {
         let start = Instant::now();
         loop {
             match Self::open_now(path, write) {
-                // Another process holds a lease, and has been told to let go.
+                // Another process holds a lease, and has been told. Where its lock forbids ours, it is not told again.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if lock != Lock::None {
+                        wait_for_lock(path, lock)?;
+                    }
                     if start.elapsed() > LEASE_PATIENCE {
                         return Err(busy("in use by another process (leased)"));
                     }
@@ -155,18 +174,9 @@ impl FileStorage {
     }
 
     fn open_locked(path: &Path, write: bool, lock: Lock) -> io::Result<Self> {
-        let mut patience = LOCK_PATIENCE;
+        let start = Instant::now();
         loop {
-            // To open a file that another process holds would have it stop and look who comes.
-            if lock != Lock::None && lease::is_locked(FileIdentity::at(path)?, lock == Lock::Exclusive) {
-                if patience.is_zero() {
-                    return Err(busy("in use by another process (locked)"));
-                }
-                std::thread::sleep(LOCK_STEP);
-                patience = patience.saturating_sub(LOCK_STEP);
-                continue;
-            }
-            let storage = Self::open_file(path, write)?;
+            let storage = Self::open_file(path, write, lock)?;
             let locked = match lock {
                 Lock::None => return Ok(storage),
                 // The descriptor is that of whoever holds the lease here, and so is its lock.
@@ -175,12 +185,12 @@ impl FileStorage {
                 Lock::Exclusive => storage.file.try_lock(),
             };
             match locked {
-                Err(TryLockError::WouldBlock) if !patience.is_zero() => {
+                Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_PATIENCE => {
+                    drop(storage);
                     std::thread::sleep(LOCK_STEP);
-                    patience = patience.saturating_sub(LOCK_STEP);
                     continue;
                 }
-                Err(TryLockError::WouldBlock) => return Err(busy("in use by another process (locked)")),
+                Err(TryLockError::WouldBlock) => return Err(busy(LOCKED)),
                 locked if needs_writing(&locked) && !write => return Self::open_locked(path, true, lock),
                 Err(TryLockError::Error(error)) => return Err(explain_lock(error)),
                 Ok(()) => {}
@@ -192,17 +202,13 @@ impl FileStorage {
         }
     }
 
-    fn take_lease(&self) -> io::Result<Arc<Lease>> {
-        let mut patience = LOCK_PATIENCE;
+    fn take_lease(&self, patience: Duration) -> io::Result<Arc<Lease>> {
+        let start = Instant::now();
         loop {
             match Lease::take(&self.file, self.identity)? {
                 Some(lease) => return Ok(lease),
-                None if patience.is_zero() => return Err(busy("in use by another program, which has it open")),
-                // Some are open for a moment only.
-                None => {
-                    std::thread::sleep(LOCK_STEP);
-                    patience = patience.saturating_sub(LOCK_STEP);
-                }
+                None if start.elapsed() > patience => return Err(busy("in use by another program, which has it open")),
+                None => std::thread::sleep(LOCK_STEP),
             }
         }
     }
@@ -337,7 +343,7 @@ impl Storage for FileStorage {
         if !matches!(self.lease, Leased::No) {
             return Ok(false);
         }
-        match self.take_lease() {
+        match self.take_lease(LOCK_PATIENCE) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(true),
             taken => taken.map(|_| false),
         }

@@ -270,6 +270,8 @@ fn is_waited_for(identity: FileIdentity) -> bool {
 }
 
 /// Tells whether a process has locked a file (`flock`) against `exclusive` use, or any; what `/proc` does not tell is no.
+///
+/// Slow: the kernel stops all locking for the list, which takes it some milliseconds. To try the lock is quicker.
 pub(super) fn is_locked(identity: FileIdentity, exclusive: bool) -> bool {
     let Ok(locks) = fs::read_to_string(LOCKS) else { return false };
     let name = identity.in_locks();

@@ -137,7 +137,7 @@ impl Image<ReadWrite> {
             return Ok(());
         }
         self.container.set_len(ByteCount(end.0))?;
-        self.container.write_at(&self.footer.to_bytes(), end)?;
+        self.container.write_at(&self.current_footer().to_bytes(), end)?;
         self.container.sync()?;
         *tail = Tail { end, blocks_end, footer: Some(end), grown: false, len: ByteCount(end.0 + FOOTER_SIZE.0) };
         tables.set_file_len(tail.len);
@@ -165,7 +165,7 @@ impl Image<ReadWrite> {
             return Ok(());
         }
         let len = ByteCount(end.0 + FOOTER_SIZE.0);
-        self.container.write_at(&self.footer.to_bytes(), end)?;
+        self.container.write_at(&self.current_footer().to_bytes(), end)?;
         self.container.sync()?;
         self.container.set_len(len)?;
         self.container.sync()?;
@@ -206,10 +206,16 @@ impl Image<ReadWrite> {
             None if self.container.has_fixed_size() => FileOffset(self.container.len()?.0 - FOOTER_SIZE.0),
             _ => tail.end,
         };
-        self.container.write_at(&self.footer.to_bytes(), at)?;
+        self.container.write_at(&self.current_footer().to_bytes(), at)?;
         tail.grown = false;
         let old = tail.footer.replace(at);
         Ok(old.filter(|old| at.0 >= old.0 + FOOTER_SIZE.0))
+    }
+
+    /// Writes the end footer anew where a good one stands.
+    pub(crate) fn rewrite_end_footer(&self) -> Result<(), StorageError> {
+        let tail = locked(&self.mode.tail);
+        tail.footer.map_or(Ok(()), |at| self.container.write_at(&self.current_footer().to_bytes(), at))
     }
 
     /// Cuts the file back to the end footer that is known to be on disk, where writes that failed have left it longer:
