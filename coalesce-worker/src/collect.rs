@@ -136,6 +136,7 @@ impl Repository {
             if let Some(board) = options.board {
                 board.scanned(survey.scan(&collected.waiting));
             }
+            self.keep_parents(&self.scan_until(options.abort).map_err(SurveyError::from)?, options.abort);
             let adopted = survey.strays.iter().filter(|(child, parent)| self.find_again(child, parent)).count();
             let deleted = self.delete_garbage(&survey.garbage, options.abort)?;
             let mut progress = !deleted.is_empty() || adopted > 0;

@@ -146,6 +146,7 @@ impl Repository {
         child.set_unique_id(becomes)?;
         child.attach::<ComposeError>(&link, record_in(self, &mut journal, &child_path))?;
         parent.set_hidden(true)?;
+        self.keep_parents_of([&*child_path]);
         // What is left is a journal of something that has been done: whoever opens the repository next finds that.
         let _ = journal.remove();
         Ok(())
@@ -172,6 +173,7 @@ impl Repository {
         let link = ParentLink::new(self.folder(), parent_path, unique_id)?;
         child.relink_recorded::<ComposeError>(&link, record_in(self, &mut journal, child_path))?;
         child.close().map_err(MetadataError::from)?;
+        self.keep_parents_of([child_path]);
         let _ = journal.remove();
         Ok(())
     }

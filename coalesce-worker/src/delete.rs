@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use vhd_core::{
-    DamagedFile, FileError, FolderError, Image, Lock, MetadataError, OpenError, ReadOnly, ReadWrite, StorageError,
-    folder_of, sync_folder,
+    DamagedFile, FileError, FolderError, Header, Image, Lock, MetadataError, OpenError, ReadOnly, ReadWrite,
+    StorageError, Uuid, folder_of, sync_folder,
 };
 
 use crate::in_use::open_image;
@@ -130,6 +130,9 @@ impl Repository {
             return Ok(Deleted::Hidden);
         }
         remove_durably(&path)?;
+        let parent = image.header().filter(|_| image.is_differencing()).map(Header::parent_unique_id);
+        let is_last = |id: &Uuid| folder.dependants(Path::new(""), *id).iter().all(|child| **child == *path);
+        self.keep_freed(&path, parent.filter(is_last));
         Ok(Deleted::Removed)
     }
 

@@ -1,6 +1,7 @@
 //! Why a coalesce does not take place, or not to its end.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use vhd_core::{
     ByteCount, ChainError, FileError, FolderError, LinkError, MetadataError, OpenError, ReadError, StorageError,
@@ -77,6 +78,15 @@ pub enum CoalesceError {
     Changed {
         /// The node.
         node: PathBuf,
+    },
+    /// Nobody knows whose child a file is.
+    #[error("{}: cannot be read, and may need an image of the run: make it readable, or move it to another folder", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be read.
+        #[source]
+        source: Arc<OpenError>,
     },
     /// What was merged is no longer where a child looks for it.
     #[error(

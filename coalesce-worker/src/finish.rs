@@ -19,7 +19,7 @@ use crate::journal::Journal;
 use crate::merge::MergeError;
 use crate::record::{Direction, FileId, HeaderRecord, MergeIntent, Record};
 use crate::repository::{Repository, StructureLock};
-use crate::run::{Neighbours, open_child};
+use crate::run::{Neighbours, check_all_known, open_child};
 use crate::target::Target;
 
 /// A run whose data has been merged, durably.
@@ -61,6 +61,7 @@ impl Finish<'_> {
                 let Self { repository, target: image, locks, .. } = self;
                 image.forget_merge()?;
                 image.close()?;
+                repository.keep_parents_of(self.relinked.iter().chain([&target]).map(PathBuf::as_path));
                 let (deleted, waits_for) = remove_obsolete(repository, journal, &obsolete, readers, structure)?;
                 drop(locks);
                 Ok(Finished { target, relinked, deleted, waits_for })
@@ -258,6 +259,7 @@ pub(crate) fn remove_obsolete(
     let mut deleted = BTreeSet::new();
     if !obsolete.is_empty() {
         let forest = repository.scan_until(structure.abort())?;
+        check_all_known(&forest)?;
         for file in obsolete {
             structure.abort().check().map_err(MergeError::Aborted)?;
             let path = repository.absolute(&file.path);
@@ -266,7 +268,10 @@ pub(crate) fn remove_obsolete(
             let is_needed = needed_by.any(|child| !deleted.contains(child));
             if !is_needed && path.exists() && file.is_at(&path)? {
                 remove_durably(&path)?;
-                deleted.insert(path);
+                deleted.insert(path.clone());
+                let parent = forest.find(&path).and_then(|id| Some(forest.node(id).parent.as_ref()?.unique_id));
+                let is_last = |id: &Uuid| forest.dependants(Path::new(""), *id).iter().all(|it| deleted.contains(*it));
+                repository.keep_freed(&path, parent.filter(is_last));
             }
         }
     }

@@ -32,6 +32,7 @@ mod idle;
 mod in_place;
 mod in_use;
 mod journal;
+mod known_parents;
 mod marks;
 mod merge;
 mod metrics;

@@ -107,8 +107,9 @@ impl Repository {
     /// As [`scan`](Self::scan), but no longer than until the abort, which is an error.
     pub(crate) fn scan_until(&self, abort: &Abort) -> Result<Folder, FolderError> {
         let mut scanned = self.scanned.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let folder = Folder::scan_while(&self.folder, Files::All, scanned.as_ref(), &|| !abort.is_aborted())?;
+        let mut folder = Folder::scan_while(&self.folder, Files::All, scanned.as_ref(), &|| !abort.is_aborted())?;
         *scanned = Some(folder.clone());
+        self.remember_parents(&mut folder);
         Ok(folder)
     }
 

@@ -117,6 +117,7 @@ impl Repository {
         // Where it failed, this takes it back. What cannot be done now is done by whoever opens the repository next.
         let finished = self.finish_revert(&volume, &displaced, &prepared, &structure);
         if finished.is_ok() {
+            self.keep_parents_of([&*volume]);
             let _ = journal.remove();
         }
         result

@@ -181,6 +181,9 @@ pub(crate) struct Neighbours {
 
 impl Neighbours {
     /// Looks at the repository, and at the other folders that images of the run lie in.
+    ///
+    /// # Errors
+    /// A folder that cannot be listed; a file that cannot be read, so that nobody knows whose child it is; the abort.
     pub(crate) fn of<'a>(
         repository: &Repository,
         paths: impl Iterator<Item = &'a Path>,
@@ -191,6 +194,7 @@ impl Neighbours {
         for folder in others {
             folders.push(Folder::scan_while(folder, Files::All, None, &|| !abort.is_aborted())?);
         }
+        folders.iter().try_for_each(check_all_known)?;
         Ok(Self { folders })
     }
 
@@ -230,6 +234,14 @@ impl Neighbours {
             }
         }
         Ok(())
+    }
+}
+
+/// Refuses a folder in which a file may be a child of any image, and whole when it is read the next time.
+pub(crate) fn check_all_known(folder: &Folder) -> Result<(), CoalesceError> {
+    match folder.damaged().iter().find(|file| file.may_need_any() && file.is_unreadable()) {
+        Some(file) => Err(CoalesceError::Unreadable { path: file.path.clone(), source: file.error.clone() }),
+        None => Ok(()),
     }
 }
 

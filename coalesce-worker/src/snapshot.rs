@@ -189,6 +189,7 @@ impl Repository {
             let mut new = NewImage::child_of(&image, ParentLink::new(self.folder(), &parent, unique_id)?);
             new.unique_id = twin.unique_id;
             create_file(twin.path, &new, Existing::Keep)?;
+            self.keep_parents_of([twin.path]);
             return Ok(Snapshotted::SharedParent(parent));
         }
         // The volume, a new base, and what that then stands on.
@@ -249,6 +250,7 @@ impl Repository {
                 sync_folder(self.folder())?;
                 image.set_hidden(true)?;
                 self.show_snapshot(&intent)?;
+                self.keep_parents_of([volume, twin.path]);
                 // What is left is a journal of something that has been done: whoever opens the repository next finds that.
                 let _ = journal.remove();
                 Ok(Snapshotted::NewBase(base))

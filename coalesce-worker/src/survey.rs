@@ -108,13 +108,27 @@ impl Survey {
             ..Self::default()
         };
         let is_busy = |path: &PathBuf| !is_free(path).unwrap_or(false);
-        let unknown = folder.damaged().iter().find(|file| file.may_need_any());
+        let may_need_any = folder.damaged().iter().find(|file| file.may_need_any());
+        let unknown = folder.damaged().iter().find(|file| file.is_unknown());
         let unreadable = folder.damaged().iter().find(|file| file.may_need_any() && file.is_unreadable());
+        let known = repository.known_parents();
+        let mut kept: HashSet<PathBuf> = HashSet::new();
         for path in forest.garbage() {
             abort.check()?;
-            if let Some(file) = unknown {
-                let reason = format!("deleted, but {} is damaged and may need it", file.path.display());
+            let id = folder.find(&path);
+            let children = id.map_or(&[][..], |id| folder.children(id));
+            // One whose last child just vanished may be needed by a file of which nobody knows what it was.
+            let has_vanished = children.is_empty() && id.is_none_or(|id| !known.is_freed(folder.node(id).unique_id));
+            if let Some(file) = may_need_any.or(unknown.filter(|_| has_vanished)) {
+                let reason = format!(
+                    "deleted, but {} is damaged and may need it: repair that, or move it to another folder",
+                    file.path.display()
+                );
+                kept.insert(path.clone());
                 survey.waiting.push(Waiting { path, reason });
+            } else if children.iter().any(|child| kept.contains(&folder.node(*child).path)) {
+                kept.insert(path.clone());
+                survey.waiting.push(Waiting { path, reason: "deleted, but still needed".into() });
             } else if is_busy(&path) {
                 survey.waiting.push(Waiting { path, reason: "deleted, but still in use".into() });
             } else {

@@ -245,7 +245,7 @@ pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 pub fn state_files(folder: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder.join(".vhd")) else { return Vec::new() };
     let names = entries.map(|entry| name_of(&entry.expect("the folder can be listed").path()));
-    names.filter(|name| name != "lock").collect()
+    names.filter(|name| name != "lock" && name != "parents").collect()
 }
 
 fn scan(folder: &Path) -> Folder {

@@ -107,11 +107,17 @@ impl DamagedFile {
         self.parent.is_none() && (self.is_unreadable() || matches!(&*self.error, OpenError::Header { .. }))
     }
 
-    /// Tells whether the storage failed, so that the file may be whole when it is read another time.
+    /// Tells whether nobody knows whose child this was, if it was any: all that told it is lost.
+    pub fn is_unknown(&self) -> bool {
+        use io::ErrorKind::{InvalidInput, IsADirectory};
+        let is_no_file = matches!(&*self.error, OpenError::Storage(error)
+            if matches!(error.source.kind(), InvalidInput | IsADirectory));
+        self.parent.is_none() && !is_no_file
+    }
+
+    /// Tells whether the storage failed, or a link leads nowhere, so that the file may be whole when it is read another time.
     pub fn is_unreadable(&self) -> bool {
-        use io::ErrorKind::{InvalidInput, IsADirectory, NotFound};
-        matches!(&*self.error, OpenError::Storage(error)
-            if !matches!(error.source.kind(), NotFound | InvalidInput | IsADirectory))
+        scan::is_unreadable(&self.error)
     }
 }
 
@@ -159,6 +165,24 @@ impl Folder {
         found.sort_unstable();
         found.dedup();
         found
+    }
+
+    /// Has files that are no readable images count as children of those that they are remembered to name. `known` tells what
+    /// is remembered of a file.
+    pub fn remember(&mut self, known: impl Fn(&Path) -> Option<ParentName>) {
+        let others = self.seen.iter().filter_map(|(path, seen)| Some((path, seen.other()?)));
+        let others = others.map(|(path, error)| DamagedFile { path: path.clone(), error: error.clone(), parent: None });
+        let mut found: Vec<DamagedFile> = others.filter(DamagedFile::is_unknown).collect();
+        found.iter_mut().for_each(|file| file.parent = known(&file.path));
+        found.retain(|file| file.parent.is_some());
+        found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        for file in self.damaged.iter_mut().filter(|file| file.parent.is_none()) {
+            file.parent = known(&file.path);
+            found.extend(file.parent.is_some().then(|| file.clone()));
+        }
+        scan::add_needed(&mut self.needed, found.iter().map(|file| (&file.path, &file.parent)));
+        found.retain(|file| self.damaged.iter().all(|known| known.path != file.path));
+        self.damaged.extend(found);
     }
 
     /// Files that are no readable images, and why.

@@ -21,6 +21,7 @@ use crate::error::CoalesceError;
 use crate::finish::{Finish, remove_obsolete};
 use crate::in_use::{lock_source, open_unused};
 use crate::journal::Journal;
+use crate::known_parents::PARENTS;
 use crate::marks::{Left, holds_everything};
 use crate::record::{Direction, FileId, HeaderRecord, MergeIntent, Record};
 use crate::revert::RevertError;
@@ -223,6 +224,7 @@ impl Repository {
         let node = self.absolute(&intent.node().path);
         if intent.direction == Direction::Down && !target_path.exists() && intent.target.is_at(&node)? {
             // The target has taken the node's name.
+            self.keep_parents_of([&*node]);
             remove_obsolete(self, journal, &intent.sources[1..], BTreeSet::new(), structure)?;
             return Ok(Outcome::Finished);
         }
@@ -411,7 +413,7 @@ fn holds_more_than_the_lock(state: &Path) -> Result<bool, FileError> {
     match fs::read_dir(state) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(FileError::when(state, "list the folder")(error)),
-        Ok(entries) => Ok(entries.flatten().any(|entry| entry.file_name() != "lock")),
+        Ok(entries) => Ok(entries.flatten().any(|entry| entry.file_name() != "lock" && entry.file_name() != PARENTS)),
     }
 }
 

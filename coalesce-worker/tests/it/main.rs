@@ -16,4 +16,5 @@ mod restored;
 mod revert;
 mod review;
 mod snapshot;
+mod unreadable;
 mod world;

@@ -46,7 +46,7 @@ enum What {
         parent: Option<Named>,
     },
     /// Neither an image nor named like one.
-    Other,
+    Other(Arc<OpenError>),
 }
 
 /// A parent as a child names it, wherever that may lead.
@@ -160,7 +160,7 @@ impl Folder {
                     error: error.clone(),
                     parent: parent.as_ref().map(|named| named.resolve(&names)),
                 }),
-                What::Other => {}
+                What::Other(_) => {}
             }
             seen.insert(path, file);
         }
@@ -213,27 +213,58 @@ fn look_at(path: PathBuf, before: Option<&Folder>) -> Option<(PathBuf, ByteCount
             if fs::symlink_metadata(&path).is_err() {
                 return None;
             }
-            if parent.is_some() || is_named_like_an_image(&path) {
+            // A file that cannot be read now may be an image whatever its name.
+            if parent.is_some() || is_named_like_an_image(&path) || is_unreadable(&error) && !is_missing(&error) {
                 What::Damaged { error: Arc::new(error), parent }
             } else {
-                What::Other
+                What::Other(Arc::new(error))
             }
         }
     };
     Some((path, own_size, Arc::new(Seen { stamp, what })))
 }
 
+/// Tells whether the storage failed, so that a file may be whole when it is read another time.
+pub(super) fn is_unreadable(error: &OpenError) -> bool {
+    use io::ErrorKind::{InvalidInput, IsADirectory, UnexpectedEof};
+    matches!(error, OpenError::Storage(error)
+        if !matches!(error.source.kind(), InvalidInput | IsADirectory | UnexpectedEof))
+}
+
+/// Tells whether nothing is there: the name is a link to a file that is away.
+fn is_missing(error: &OpenError) -> bool {
+    matches!(error, OpenError::Storage(error) if error.source.kind() == io::ErrorKind::NotFound)
+}
+
+impl Seen {
+    /// Why the file is no image, where it is none and not even a file with an image's name.
+    pub(super) fn other(&self) -> Option<&Arc<OpenError>> {
+        match &self.what {
+            What::Other(error) => Some(error),
+            What::Image { .. } | What::Damaged { .. } => None,
+        }
+    }
+}
+
 fn needed(nodes: &[Node], damaged: &[DamagedFile]) -> HashMap<Needed, Vec<PathBuf>> {
-    let mut needed: HashMap<Needed, Vec<PathBuf>> = HashMap::new();
+    let mut needed = HashMap::new();
     let nodes = nodes.iter().map(|node| (&node.path, &node.parent));
-    for (path, parent) in nodes.chain(damaged.iter().map(|file| (&file.path, &file.parent))) {
+    add_needed(&mut needed, nodes.chain(damaged.iter().map(|file| (&file.path, &file.parent))));
+    needed
+}
+
+/// Adds whom files name as their parents.
+pub(super) fn add_needed<'a>(
+    needed: &mut HashMap<Needed, Vec<PathBuf>>,
+    files: impl Iterator<Item = (&'a PathBuf, &'a Option<ParentName>)>,
+) {
+    for (path, parent) in files {
         let Some(parent) = parent else { continue };
         let id = (!parent.unique_id.is_nil()).then_some(Needed::Id(parent.unique_id));
         for key in id.into_iter().chain(parent.existing.iter().cloned().map(Needed::Path)) {
             needed.entry(key).or_default().push(path.clone());
         }
     }
-    needed
 }
 
 fn is_named_like_an_image(path: &Path) -> bool {

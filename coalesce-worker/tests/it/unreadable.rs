@@ -1,0 +1,162 @@
+//! Children that cannot be read just now: what they may need stays, and nothing else waits for them.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use coalesce_worker::{Deleted, Repository};
+use testkit::scene::{self, Scene};
+use testkit::worker;
+use vhd_core::ChainOptions;
+
+const SECTORS: u64 = 100;
+
+/// A tree with something to merge, and two volumes on a base.
+fn two_trees() -> Scene {
+    let scene = Scene::default();
+    scene.dynamic("other-base.vhd", SECTORS);
+    scene.write("other-base.vhd", 0..50, 1);
+    scene.hide("other-base.vhd");
+    scene.child("other-mid.vhd", "other-base.vhd");
+    scene.write("other-mid.vhd", 40..60, 2);
+    scene.hide("other-mid.vhd");
+    scene.child("other.vhd", "other-mid.vhd");
+    scene.dynamic("base.vhd", SECTORS);
+    scene.write("base.vhd", 0..50, 3);
+    scene.hide("base.vhd");
+    scene.child("child.vhd", "base.vhd");
+    scene.write("child.vhd", 7..30, 4);
+    // Nothing is merged into a base with two children.
+    scene.child("twin.vhd", "base.vhd");
+    scene
+}
+
+/// What can happen to a child at `path`, which is kept at `aside` meanwhile.
+type Damage = fn(path: &Path, aside: &Path);
+
+const DAMAGES: [(&str, Damage); 6] = [
+    ("its file system is not mounted", |path, aside| symlink(aside.with_file_name("nowhere"), path).unwrap()),
+    ("the storage fails", |path, _| symlink(path.file_name().unwrap(), path).unwrap()),
+    ("it is empty", |path, _| fs::write(path, "").unwrap()),
+    ("it is cut short", |path, aside| fs::write(path, &fs::read(aside).unwrap()[..1000]).unwrap()),
+    ("its start and its end are lost", |path, aside| {
+        let mut bytes = fs::read(aside).unwrap();
+        let end = bytes.len() - 512;
+        bytes[..4096].fill(0);
+        fs::write(path, &bytes[..end]).unwrap();
+    }),
+    ("it is something else", |path, _| fs::write(path, "no image".repeat(500)).unwrap()),
+];
+
+fn damage(scene: &Scene, name: &str, what: Damage) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let aside = folder.path().join("aside");
+    fs::copy(scene.file(name), &aside).unwrap();
+    fs::remove_file(scene.file(name)).unwrap();
+    what(&scene.file(name), &aside);
+    folder
+}
+
+fn undo(scene: &Scene, name: &str, aside: &tempfile::TempDir) {
+    fs::remove_file(scene.file(name)).unwrap();
+    fs::copy(aside.path().join("aside"), scene.file(name)).unwrap();
+}
+
+fn is_there(scene: &Scene, name: &str) -> bool {
+    scene.file(name).exists()
+}
+
+#[test]
+fn the_base_of_a_child_that_was_seen_before_stays_and_nothing_else_waits() {
+    for name in ["child.vhd", "child"] {
+        for (why, what) in DAMAGES {
+            let scene = two_trees();
+            fs::rename(scene.file("child.vhd"), scene.file(name)).unwrap();
+            let other = scene::content(&scene.file("other.vhd"));
+            let before = scene::content(&scene.file(name));
+            worker::snapshot(&scene.file("other.vhd"), &scene.file("more.vhd")).unwrap();
+            worker::collect(scene.path());
+            let repository = Repository::open(scene.path(), ChainOptions::default()).unwrap().0;
+            repository.delete(&scene.file("more.vhd")).unwrap();
+
+            let aside = damage(&scene, name, what);
+            repository.delete(&scene.file("twin.vhd")).unwrap();
+            for _ in 0..2 {
+                worker::collect(scene.path());
+                assert!(is_there(&scene, "base.vhd"), "{name}: {why}");
+            }
+            assert_eq!(scene::depth(&scene.file("other.vhd")), 1, "{name}: {why}");
+            assert!(scene::content(&scene.file("other.vhd")) == other, "{name}: {why}");
+            undo(&scene, name, &aside);
+            assert!(scene::content(&scene.file(name)) == before, "{name}: {why}");
+            worker::collect(scene.path());
+            assert!(scene::content(&scene.file(name)) == before, "{name}: {why}");
+        }
+    }
+}
+
+/// After a merge the child names another parent than before.
+#[test]
+fn the_base_that_a_child_was_linked_to_stays() {
+    let scene = two_trees();
+    worker::snapshot(&scene.file("other.vhd"), &scene.file("more.vhd")).unwrap();
+    let expected = ["other.vhd", "more.vhd"].map(|name| scene::content(&scene.file(name)));
+    worker::collect(scene.path());
+    let [other, more] = ["other.vhd", "more.vhd"].map(|name| damage(&scene, name, DAMAGES[3].1));
+    worker::collect(scene.path());
+    undo(&scene, "other.vhd", &other);
+    undo(&scene, "more.vhd", &more);
+    assert!(["other.vhd", "more.vhd"].map(|name| scene::content(&scene.file(name))) == expected);
+}
+
+/// Nobody has ever seen what a file was. What may have lost its last child by that stays, and is told; what was deleted on
+/// purpose goes.
+#[test]
+fn a_file_that_nobody_has_seen_whole_holds_back_what_has_lost_its_children() {
+    for (why, what) in DAMAGES {
+        let scene = two_trees();
+        let before = scene::content(&scene.file("child.vhd"));
+        fs::remove_file(scene.file("twin.vhd")).unwrap();
+        let aside = damage(&scene, "child.vhd", what);
+        let repository = Repository::open(scene.path(), ChainOptions::default()).unwrap().0;
+        let collected = worker::collect(scene.path());
+        assert!(is_there(&scene, "base.vhd"), "{why}");
+        let told = collected.waiting.iter().find(|waiting| waiting.path.ends_with("base.vhd")).unwrap();
+        assert!(told.reason.contains("child.vhd") && told.reason.contains("move it"), "{why}: {told:?}");
+        let may_come_back = matches!(why, "its file system is not mounted" | "the storage fails");
+        if !may_come_back {
+            assert_eq!(repository.delete(&scene.file("other.vhd")).unwrap(), Deleted::Removed, "{why}");
+            worker::collect(scene.path());
+            assert!(!is_there(&scene, "other-mid.vhd") && !is_there(&scene, "other-base.vhd"), "{why}");
+            assert!(is_there(&scene, "base.vhd"), "{why}");
+        }
+        undo(&scene, "child.vhd", &aside);
+        worker::collect(scene.path());
+        assert!(scene::content(&scene.file("child.vhd")) == before, "{why}");
+    }
+}
+
+/// What is kept is a hint: it is never believed before a file that can be read, and its loss loses nothing else.
+#[test]
+fn what_was_kept_is_no_more_than_a_hint() {
+    let scene = two_trees();
+    worker::collect(scene.path());
+    let kept = scene.path().join(".vhd/parents");
+    let text = fs::read_to_string(&kept).unwrap();
+    assert!(text.contains(r#""file":"child.vhd""#) && text.contains(r#""paths":["base.vhd"]"#), "{text}");
+    let repository = Repository::open(scene.path(), ChainOptions::default()).unwrap().0;
+    for wrong in ["", "torn", "\n{\"file\":\"child.vhd\"", "[]\n\n\0", &text[..text.len() / 2]] {
+        fs::write(&kept, wrong).unwrap();
+        worker::collect(scene.path());
+        let text = fs::read_to_string(&kept).unwrap();
+        assert!(text.contains(r#""file":"child.vhd","parent":{"id":"#), "{wrong:?}: {text}");
+    }
+    // A person deletes the children by hand, and they are gone for good.
+    fs::remove_file(scene.file("child.vhd")).unwrap();
+    fs::remove_file(scene.file("twin.vhd")).unwrap();
+    worker::collect(scene.path());
+    assert!(!is_there(&scene, "base.vhd"));
+    repository.delete(&scene.file("other.vhd")).unwrap();
+    worker::collect(scene.path());
+    assert_eq!(scene::images(scene.path()), 0);
+}
