@@ -120,10 +120,7 @@ impl<'a> Coalesce<'a> {
         let (interrupted, mut superseded) = find_interrupted(repository, &intent, run.target(), &structure)?;
         drop(structure);
 
-        for image in run.sources().iter().filter_map(Layer::as_vhd) {
-            abort.check().map_err(MergeError::Aborted)?;
-            image.check_blocks()?;
-        }
+        run.check_blocks(abort)?;
         let plan = run.plan(abort)?;
         let (mut from, mut journal) = (Sector(0), None);
         if let Some((known, left)) = interrupted {

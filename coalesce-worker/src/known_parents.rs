@@ -6,6 +6,7 @@
 //! ```text
 //!   {"file":"child.vhd","parent":{"id":"…","paths":["base.vhd"]}}   the file was seen, and named this
 //!   {"file":"child.vhd","parent":null}                              it is gone, or has no parent any more
+//!   {"file":"/other/child.vhd","parent":{…}}                        a child in another folder, made by us
 //!   {"freed":"…"}                                                   the last child of this base was deleted by us
 //! ```
 //!
@@ -14,14 +15,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use vhd_core::{DiskType, Existing, Folder, Image, Lock, NewFile, Node, ParentName, ReadOnly};
+use vhd_core::{DiskType, Existing, FileError, Folder, Header, Image, Lock, NewFile, Node, ParentName, ReadOnly};
 
 use crate::abort::Abort;
 use crate::repository::Repository;
@@ -94,15 +95,40 @@ impl Repository {
         if known.parents.is_empty() {
             return;
         }
+        for (child, parent) in known.parents.iter().filter(|(child, _)| child.is_absolute()) {
+            if may_still_name(child, parent.id) {
+                folder.remember_elsewhere(child, &self.parent_name(parent));
+            }
+        }
         let ids: HashSet<Uuid> = folder.nodes().map(|(_, node)| node.unique_id).filter(|id| !id.is_nil()).collect();
         folder.remember(|path| {
-            let Parent { id, paths } = known.parents.get(path.file_name().map(Path::new)?)?;
-            let candidates: Vec<PathBuf> = paths.iter().map(|path| self.absolute(path)).collect();
-            let existing: Vec<PathBuf> = candidates.iter().filter_map(|path| path.canonicalize().ok()).collect();
+            let name = self.parent_name(known.parents.get(path.file_name().map(Path::new)?)?);
             // Where nobody is what it named, it may have got another parent since.
-            let is_there = ids.contains(id) || id.is_nil() && !existing.is_empty();
-            is_there.then_some(ParentName { unique_id: *id, candidates, existing })
+            let is_there = ids.contains(&name.unique_id) || name.unique_id.is_nil() && !name.existing.is_empty();
+            is_there.then_some(name)
         });
+    }
+
+    fn parent_name(&self, Parent { id, paths }: &Parent) -> ParentName {
+        let candidates: Vec<PathBuf> = paths.iter().map(|path| self.absolute(path)).collect();
+        let existing = candidates.iter().filter_map(|path| path.canonicalize().ok()).collect();
+        ParentName { unique_id: *id, candidates, existing }
+    }
+
+    /// Keeps that an image in another folder is a child of one here: nothing that it needs is then deleted or merged.
+    ///
+    /// # Errors
+    /// An image that cannot be read, or is the child of nobody; a folder in which nothing can be kept.
+    ///
+    /// # Crash safety
+    /// Nothing is promised if power fails: it is kept like a hint.
+    pub fn keep_child_elsewhere(&self, child: &Path) -> Result<(), FileError> {
+        let failed = |source| FileError { path: child.into(), action: "tell whose child it is", source };
+        let path = child.canonicalize().map_err(failed)?;
+        let parent = self.named_parent(&path).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+        let _structure = self.lock_structure()?;
+        let file = self.known_parents_file();
+        self.write_lines(&[Line::Seen { file: path, parent }]).map_err(FileError::when(&file, "write it"))
     }
 
     /// Keeps what the images of the repository name as their parents now. The collector calls it before it deletes anything.
@@ -118,7 +144,7 @@ impl Repository {
             }
             seen.insert(file);
         }
-        let is_gone = |file: &&PathBuf| !seen.contains(*file) && self.absolute(file).symlink_metadata().is_err();
+        let is_gone = |file: &&PathBuf| !seen.contains(*file) && is_gone(&self.absolute(file));
         let gone = known.parents.keys().filter(is_gone);
         lines.extend(gone.map(|file| Line::Seen { file: file.clone(), parent: None }));
         if lines.is_empty() {
@@ -141,18 +167,21 @@ impl Repository {
     /// Keeps what these images name as their parents, which has just changed.
     pub(crate) fn keep_parents_of<'p>(&self, images: impl IntoIterator<Item = &'p Path>) {
         let seen = |path: &Path| {
-            let image: Image<ReadOnly> = Image::open(path, Lock::None).ok()?;
-            let parent = match image.header().filter(|_| image.footer().disk_type() == DiskType::Differencing) {
-                Some(header) => {
-                    let existing = image.parent_paths().ok()?.into_iter().filter_map(|path| path.canonicalize().ok());
-                    let paths = existing.map(|path| self.relative(&path)).collect();
-                    Some(Parent { id: header.parent_unique_id(), paths })
-                }
-                None => None,
-            };
-            (path.parent() == Some(self.folder())).then_some(Line::Seen { file: path.file_name()?.into(), parent })
+            let file = path.file_name().filter(|_| path.parent() == Some(self.folder()))?.into();
+            Some(Line::Seen { file, parent: self.named_parent(path)? })
         };
         self.add_lines(&images.into_iter().filter_map(seen).collect::<Vec<_>>());
+    }
+
+    /// The parent that an image names, if it names one; `None` where the image cannot be read.
+    fn named_parent(&self, path: &Path) -> Option<Option<Parent>> {
+        let image: Image<ReadOnly> = Image::open(path, Lock::None).ok()?;
+        let Some(header) = image.header().filter(|_| image.footer().disk_type() == DiskType::Differencing) else {
+            return Some(None);
+        };
+        let existing = image.parent_paths().ok()?.into_iter().filter_map(|path| path.canonicalize().ok());
+        let paths = existing.map(|path| self.relative(&path)).collect();
+        Some(Some(Parent { id: header.parent_unique_id(), paths }))
     }
 
     /// Keeps that a file was deleted on purpose, and its parent has no other child.
@@ -164,6 +193,12 @@ impl Repository {
 
     /// Best effort, as whatever is lost is only a hint.
     fn add_lines(&self, lines: &[Line]) {
+        if let Err(error) = self.write_lines(lines) {
+            tracing::debug!(folder = %self.folder().display(), %error, "what files name as their parents is not kept");
+        }
+    }
+
+    fn write_lines(&self, lines: &[Line]) -> io::Result<()> {
         let mut text = Vec::new();
         for line in lines {
             // A name that is no text is not kept.
@@ -172,14 +207,11 @@ impl Repository {
             text.extend(format!("\n{line}\n").into_bytes());
         }
         if text.is_empty() {
-            return;
+            return Ok(());
         }
-        let path = self.known_parents_file();
         let flags = OFlags::NOFOLLOW.bits().cast_signed();
-        let added = File::options().create(true).append(true).custom_flags(flags).open(&path);
-        if let Err(error) = added.and_then(|mut file| file.write_all(&text)) {
-            tracing::debug!(path = %path.display(), %error, "what files name as their parents is not kept");
-        }
+        let mut file = File::options().create(true).append(true).custom_flags(flags).open(self.known_parents_file())?;
+        file.write_all(&text)
     }
 
     fn rewrite_known_parents(&self) {
@@ -195,5 +227,18 @@ impl Repository {
         if let Err(error) = written {
             tracing::debug!(path = %path.display(), %error, "what files name as their parents is not kept");
         }
+    }
+}
+
+/// Tells whether a file is no longer there, though the folder that it was in is.
+fn is_gone(path: &Path) -> bool {
+    path.symlink_metadata().is_err() && path.parent().is_some_and(Path::is_dir)
+}
+
+/// Tells whether an image in another folder may still be a child of the image with this id.
+fn may_still_name(child: &Path, parent: Uuid) -> bool {
+    match Image::<ReadOnly>::open(child, Lock::None) {
+        Ok(image) => image.header().map(Header::parent_unique_id) == Some(parent),
+        Err(_) => !is_gone(child),
     }
 }

@@ -15,6 +15,7 @@ use crate::coalesce::Request;
 use crate::delete::is_busy;
 use crate::error::CoalesceError;
 use crate::in_use::{lock_source, open_image};
+use crate::merge::MergeError;
 use crate::plan::Plan;
 use crate::record::{Direction, FileId, MergeIntent};
 use crate::repository::Repository;
@@ -26,8 +27,8 @@ pub(crate) struct Run {
     direction: Direction,
     /// Newest first, the target included.
     layers: Vec<Layer>,
-    /// What the lowest of them reads from.
-    beneath: Option<Layer>,
+    /// What the lowest of them reads from, and so on.
+    beneath: Vec<Layer>,
 }
 
 impl Run {
@@ -48,7 +49,7 @@ impl Run {
             let is_last = into.as_ref().is_none_or(|into| layer.path() == into);
             layers.push(layer);
             if is_last {
-                return Ok(Self { direction: request.direction, layers, beneath: parents.next() });
+                return Ok(Self { direction: request.direction, layers, beneath: parents.collect() });
             }
         }
     }
@@ -90,12 +91,26 @@ impl Run {
 
     /// The size of what lies beneath the run, or zero.
     pub(crate) fn size_beneath(&self) -> ByteCount {
-        self.beneath.as_ref().map_or(ByteCount(0), Layer::size)
+        self.beneath.first().map_or(ByteCount(0), Layer::size)
     }
 
     /// Its images, newest first.
     pub(crate) fn layers(&self) -> &[Layer] {
         &self.layers
+    }
+
+    /// Checks that the blocks of all images can be where they are, and have lost nothing: what is written behind one that has
+    /// would hide that.
+    ///
+    /// # Errors
+    /// The first image of which this is not so; the abort.
+    pub(crate) fn check_blocks(&self, abort: &Abort) -> Result<(), CoalesceError> {
+        for image in self.layers.iter().chain(&self.beneath).filter_map(Layer::as_vhd) {
+            abort.check().map_err(MergeError::Aborted)?;
+            image.check_blocks()?;
+            image.check_not_cut()?;
+        }
+        Ok(())
     }
 
     /// What its images are called.
@@ -122,7 +137,7 @@ impl Run {
             sources: self.sources().iter().map(id).collect(),
             node_is_volume: self.direction == Direction::Down && !is_hidden(node),
             takes_name,
-            beneath: self.beneath.as_ref().map(id),
+            beneath: self.beneath.first().map(id),
         })
     }
 }

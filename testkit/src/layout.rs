@@ -53,7 +53,7 @@ fn images(folder: &Path) -> Vec<(u64, PathBuf)> {
 /// # Errors
 /// A failed read; what is no image.
 pub fn faults(path: &Path) -> io::Result<Vec<String>> {
-    let file = File::open(path)?;
+    let file = crate::open_beside(path)?;
     let length = file.metadata()?.len();
     let footer = Footer::read(&file)?;
     let mut faults = Faults(Vec::new());

@@ -46,6 +46,25 @@ pub fn seal(record: &mut [u8], field: usize) {
     record[field..field + 4].copy_from_slice(&(!sum).to_be_bytes());
 }
 
+/// Opens a file that this process may hold a lease of: another descriptor would wait until the kernel takes that away.
+///
+/// # Errors
+/// As [`FileStorage::open`](vhd_core::FileStorage::open).
+pub fn open_beside(path: &std::path::Path) -> std::io::Result<std::fs::File> {
+    vhd_core::FileStorage::open(path, vhd_core::Lock::None)?.file().try_clone()
+}
+
+/// As [`open_beside`], the whole content.
+///
+/// # Errors
+/// As there, and a failed read.
+pub fn read_beside(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
+    let file = open_beside(path)?;
+    let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).map_err(std::io::Error::other)?];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0)?;
+    Ok(bytes)
+}
+
 /// Hashes bytes, in hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))

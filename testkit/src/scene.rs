@@ -235,7 +235,7 @@ pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         if path.is_dir() {
             found.extend(files(&path).into_iter().map(|(name, bytes)| (format!("{}/{name}", name_of(&path)), bytes)));
         } else {
-            found.insert(name_of(&path), fs::read(&path).expect("the file can be read"));
+            found.insert(name_of(&path), crate::read_beside(&path).expect("the file can be read"));
         }
     }
     found

@@ -203,6 +203,7 @@ impl Image<ReadWrite> {
         parents: Option<&Chain>,
         mut progress: impl FnMut(ByteCount),
     ) -> Result<Compaction, CompactError> {
+        self.check_can_grow()?;
         self.flush()?;
         let mut compaction = Compaction { length: self.container.len()?, ..Compaction::default() };
         if self.tables.is_none() {

@@ -185,6 +185,11 @@ impl Folder {
         self.damaged.extend(found);
     }
 
+    /// Has a file in another folder count as a child of the image that it names.
+    pub fn remember_elsewhere(&mut self, child: &Path, parent: &ParentName) {
+        scan::add_needed(&mut self.needed, std::iter::once((&child.to_path_buf(), &Some(parent.clone()))));
+    }
+
     /// Files that are no readable images, and why.
     pub fn damaged(&self) -> &[DamagedFile] {
         &self.damaged

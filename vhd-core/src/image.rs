@@ -6,6 +6,7 @@ mod tables;
 pub use open::{FooterOrigin, OpenError};
 pub use tables::{BlockFault, Region};
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use crate::batmap::{Batmap, BatmapState};
@@ -240,6 +241,38 @@ impl<Mode> Image<Mode> {
             }
         }
         resolve_block(piece, start, place.data, bits, self.absent(), extents);
+        Ok(())
+    }
+
+    /// Checks that no block of the disk has lost sectors that it holds: the file was cut. What is written behind such a block
+    /// would make them zeros, and nobody could tell any more.
+    ///
+    /// # Errors
+    /// [`ReadError::Block`] for the first that has, a failed read.
+    pub fn check_not_cut(&self) -> Result<(), ReadError> {
+        let Some(tables) = &self.tables else { return Ok(()) };
+        let size = tables.header.block_size();
+        let mut room = None;
+        for found in self.allocated_blocks() {
+            let (block, place) = found?;
+            if !self.may_be_cut(tables, place) {
+                continue;
+            }
+            let room = match room {
+                Some(room) => room,
+                None => *room.insert(open::room_in(&self.container)?),
+            };
+            let start = size.sectors_of(block).start;
+            let end = (start + size.sectors()).min(Sector(self.sectors().0));
+            let piece = SectorRange::between(start, end);
+            let bits = BlockBits { bits: Cow::Owned(tables.read_bitmap(&self.container, place)?), first_bit: 0 };
+            let held = bits.last_set(piece, start).map_or(SectorCount(0), |last| SectorCount(last.0 + 1 - start.0));
+            let end = place.data + held.bytes();
+            if end > room {
+                let fault = BlockFault::CutShort { end, room };
+                return Err(ReadError::Block { path: self.path().into(), block, place: place.bitmap, fault });
+            }
+        }
         Ok(())
     }
 

@@ -236,6 +236,7 @@ impl Image<ReadWrite> {
     /// # Crash safety
     /// At every moment one of the two footers is whole.
     pub fn renew_footers(&mut self) -> Result<(), MetadataError> {
+        self.check_can_grow()?;
         self.flush()?;
         self.commit(|image| {
             if image.tables.is_some() && image.end_footer().is_none() && !image.container.has_fixed_size() {

@@ -21,7 +21,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::bitmap::Bitmap;
 use crate::block_size::{BlockPlace, BlockSize};
 use crate::footer::Footer;
-use crate::image::{FooterOrigin, Image, OpenError, ReadError, Tables};
+use crate::image::{BlockFault, FooterOrigin, Image, OpenError, ReadError, Tables};
 use crate::merge_mark::MergeMark;
 use crate::resolve::{BlockBits, Extents, Source};
 use crate::storage::{Container, StorageError};
@@ -74,6 +74,14 @@ struct BlockState {
     unpublished: bool,
 }
 
+/// A block that has lost sectors because the file was cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CutBlock {
+    pub(crate) block: BlockIndex,
+    pub(crate) place: FileOffset,
+    pub(crate) fault: BlockFault,
+}
+
 /// The mode of an image that can be written.
 #[derive(Debug)]
 pub struct ReadWrite {
@@ -85,6 +93,7 @@ pub struct ReadWrite {
     /// Something was written that is not yet synced.
     unsynced: AtomicBool,
     failed: AtomicBool,
+    cut: Option<CutBlock>,
     /// What the footers say of a merge, whatever the one in memory said when it was read.
     merge_mark: Mutex<Option<MergeMark>>,
 }
@@ -100,10 +109,12 @@ impl ReadWrite {
         footer: &Footer,
         origin: FooterOrigin,
         tables: Option<&Tables>,
+        cut: Option<CutBlock>,
     ) -> Result<Self, OpenError> {
         Ok(Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            tail: Mutex::new(Tail::find(container, origin, tables)?),
+            tail: Mutex::new(Tail::find(container, origin, tables, cut.is_some())?),
+            cut,
             flushing: Mutex::default(),
             states: AtomicUsize::new(0),
             unsynced: AtomicBool::new(false),
@@ -206,6 +217,7 @@ impl Image<ReadWrite> {
     fn writable_pieces(&self, range: SectorRange) -> Result<impl Iterator<Item = SectorRange>, WriteError> {
         self.check_range(range)?;
         self.check_not_failed()?;
+        self.check_can_grow()?;
         let whole_disk = SectorCount(self.sectors().0.max(1));
         Ok(range.split_at_multiples(self.tables.as_ref().map_or(whole_disk, |t| t.header.block_size().sectors())))
     }
@@ -228,6 +240,20 @@ impl Image<ReadWrite> {
         Ok(())
     }
 
+    /// Refuses to change what would hide that the file has been cut.
+    pub(crate) fn check_can_grow(&self) -> Result<(), WriteError> {
+        match self.mode.cut {
+            None => Ok(()),
+            Some(CutBlock { block, place, fault }) => {
+                Err(ReadError::Block { path: self.path().into(), block, place, fault }.into())
+            }
+        }
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        self.mode.cut.is_some()
+    }
+
     pub(crate) fn fail(&self) {
         self.mode.failed.store(true, Ordering::Release);
     }
@@ -246,6 +272,7 @@ impl Image<ReadWrite> {
     /// As [`write`](Self::write).
     pub fn place_for(&self, piece: SectorRange) -> Result<FileOffset, WriteError> {
         let Some(tables) = &self.tables else { return Ok(FileOffset(piece.start.byte_offset())) };
+        self.check_can_grow()?;
         let block_size = tables.header.block_size();
         let block = block_size.block_of(piece.start).expect("the range is within the disk, the disk within the BAT");
         let within = ByteCount(u64::from(bits_of(block_size, piece).start) * SECTOR_SIZE);
@@ -266,6 +293,7 @@ impl Image<ReadWrite> {
     /// As [`write`](Self::write).
     pub fn reserve(&self, blocks: &[BlockIndex]) -> Result<(), WriteError> {
         self.check_not_failed()?;
+        self.check_can_grow()?;
         let Some(tables) = &self.tables else { return Ok(()) };
         let mut missing = Vec::new();
         for &block in blocks {

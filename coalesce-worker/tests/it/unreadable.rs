@@ -15,10 +15,10 @@ const SECTORS: u64 = 100;
 fn two_trees() -> Scene {
     let scene = Scene::default();
     scene.dynamic("other-base.vhd", SECTORS);
-    scene.write("other-base.vhd", 0..50, 1);
+    scene.write("other-base.vhd", 0..48, 1);
     scene.hide("other-base.vhd");
     scene.child("other-mid.vhd", "other-base.vhd");
-    scene.write("other-mid.vhd", 40..60, 2);
+    scene.write("other-mid.vhd", 40..64, 2);
     scene.hide("other-mid.vhd");
     scene.child("other.vhd", "other-mid.vhd");
     scene.dynamic("base.vhd", SECTORS);
@@ -159,4 +159,35 @@ fn what_was_kept_is_no_more_than_a_hint() {
     repository.delete(&scene.file("other.vhd")).unwrap();
     worker::collect(scene.path());
     assert_eq!(scene::images(scene.path()), 0);
+}
+
+/// The end of an image is lost. Neither a merge into it nor one above it hides that.
+#[test]
+fn a_loss_is_found_before_a_merge_and_after_it() {
+    for name in ["other-base.vhd", "other-mid.vhd"] {
+        for is_above in [false, true] {
+            let scene = two_trees();
+            let path = scene.file(name);
+            if is_above {
+                scene.hide("other.vhd");
+                scene.child("top.vhd", "other.vhd");
+                scene.write("top.vhd", 0..9, 5);
+                scene.child("top-too.vhd", "other.vhd");
+            }
+            let file = fs::File::options().write(true).open(&path).unwrap();
+            file.set_len(file.metadata().unwrap().len() - 512 - 3000).unwrap();
+            let lost = |path: &Path| {
+                let report = vhd_core::check::file(path).unwrap();
+                report.findings().iter().any(|finding| finding.code == "block-truncated")
+            };
+            assert!(lost(&path), "{name}");
+            let images = scene::images(scene.path());
+            let collected = worker::collect(scene.path());
+            let reasons = collected.waiting.iter().map(|waiting| &waiting.reason);
+            let told = reasons.chain(collected.failed.iter().map(|failed| &failed.reason)).any(|it| it.contains(name));
+            assert!(told, "{name}: {collected:?}");
+            assert_eq!(scene::images(scene.path()), images, "{name}: nothing of this tree is merged");
+            assert!(lost(&path), "{name}");
+        }
+    }
 }

@@ -213,8 +213,10 @@ fn look_at(path: PathBuf, before: Option<&Folder>) -> Option<(PathBuf, ByteCount
             if fs::symlink_metadata(&path).is_err() {
                 return None;
             }
-            // A file that cannot be read now may be an image whatever its name.
-            if parent.is_some() || is_named_like_an_image(&path) || is_unreadable(&error) && !is_missing(&error) {
+            // A file that cannot be read now may be an image whatever its name. Of devices many never can.
+            let may_be_one =
+                is_unreadable(&error) && !is_missing(&error) && metadata.as_ref().map_or(true, Metadata::is_file);
+            if parent.is_some() || is_named_like_an_image(&path) || may_be_one {
                 What::Damaged { error: Arc::new(error), parent }
             } else {
                 What::Other(Arc::new(error))

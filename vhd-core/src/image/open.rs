@@ -10,6 +10,7 @@ use crate::header::{HEADER_SIZE, Header, HeaderError};
 use crate::overlap::{Overlap, find_overlaps};
 use crate::storage::{Container, FileStorage, Lock, StorageError};
 use crate::units::{ByteCount, FileOffset};
+use crate::write::CutBlock;
 use crate::write::ReadWrite;
 
 /// Where the footer that was read stands.
@@ -219,8 +220,13 @@ impl Image<ReadWrite> {
         }
         let checked = Image { container, footer, origin, tables, mode: ReadOnly(()) };
         checked.check_blocks()?;
+        let cut = match checked.check_not_cut() {
+            Ok(()) => None,
+            Err(ReadError::Block { block, place, fault, .. }) => Some(CutBlock { block, place, fault }),
+            Err(error) => return Err(error.into()),
+        };
         let Image { container, footer, origin, tables, .. } = checked;
-        let mode = ReadWrite::new(&container, &footer, origin, tables.as_ref())?;
+        let mode = ReadWrite::new(&container, &footer, origin, tables.as_ref(), cut)?;
         Ok(Self { container, footer, origin, tables, mode })
     }
 }

@@ -29,6 +29,7 @@ impl Image<ReadWrite> {
         journal: &Path,
     ) -> Result<(), RepairError> {
         self.check_size(size)?;
+        self.check_can_grow().map_err(MetadataError::from)?;
         self.flush()?;
         let journal = Journal::record(journal, self, size)?;
         match self.change_under(&journal, size, parent_size) {

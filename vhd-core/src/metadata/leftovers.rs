@@ -79,6 +79,7 @@ impl Image<ReadWrite> {
     /// The disk reads the same throughout, and what is left to do is done by calling this again. What is not done is
     /// zeroed when the disk grows.
     pub fn drop_leftovers(&mut self) -> Result<u32, MetadataError> {
+        self.check_can_grow()?;
         self.flush()?;
         if self.tables.is_none() {
             self.commit(|image| Ok(image.cut_fixed()?))?;

@@ -18,6 +18,7 @@ impl Image<ReadWrite> {
     /// The new footer is durable before an older one, further on, is cut off, or one before it is zeroed. While a file
     /// grows by the write of the new footer, what shows is the one or the other; to repeat it does what is left to do.
     pub fn set_physical_size(mut self, size: ByteCount) -> Result<(), MetadataError> {
+        self.check_can_grow()?;
         self.settle()?;
         let used = match self.tables {
             Some(_) => self.used_end()?,

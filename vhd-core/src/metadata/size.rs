@@ -50,6 +50,7 @@ impl Image<ReadWrite> {
     /// longer but the footer not yet written, the file has none and needs one made (its data is whole).
     pub fn set_size(&mut self, size: ByteCount, parent_size: ByteCount) -> Result<(), MetadataError> {
         self.check_size(size)?;
+        self.check_can_grow()?;
         self.flush()?;
         self.commit(|image| image.change_size(size, parent_size))
     }

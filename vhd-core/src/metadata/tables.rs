@@ -126,6 +126,7 @@ impl Image<ReadWrite> {
         if self.is_laid_out()? {
             return Ok(false);
         }
+        self.check_can_grow()?;
         let entries = self.tables.as_ref().map_or(0, |tables| tables.bat.entries());
         self.commit(|image| image.arrange_entries(entries))?;
         Ok(true)
@@ -148,6 +149,7 @@ impl Image<ReadWrite> {
         parent: &ParentLink,
         record: impl FnOnce(&super::HeaderChange) -> Result<(), E>,
     ) -> Result<(), E> {
+        self.check_can_grow().map_err(MetadataError::from)?;
         let arrangement = self.arrangement_for_parent(parent).map_err(MetadataError::from)?;
         let tables = self.tables.as_ref().expect("only called with tables");
         let places = arrangement.places(HEADER_AT, tables.batmap != BatmapState::Absent);

@@ -29,6 +29,7 @@ impl Tail {
         container: &Container,
         origin: FooterOrigin,
         tables: Option<&Tables>,
+        is_cut: bool,
     ) -> Result<Self, OpenError> {
         let len = container.len()?;
         let footer = match origin {
@@ -41,9 +42,9 @@ impl Tail {
             _ => footer.unwrap_or(FileOffset(len.0)),
         };
         let used = tables.map(|tables| used(container, tables)).transpose()?.unwrap_or_default();
-        // A block that is cut short by the footer has sectors where that stands: the next one goes past the block, and what
-        // the guest writes over this one stays.
-        let footer = footer.filter(|&footer| used.blocks_end <= footer || container.has_fixed_size());
+        // A block that reaches over the footer holds nothing there, or the file was cut. Of these two only the first is
+        // written to: the next block goes past it, and what the guest writes over this one stays.
+        let footer = footer.filter(|&footer| is_cut || used.blocks_end <= footer || container.has_fixed_size());
         Ok(Self { end: end.max(used.by_all), blocks_end: used.by_blocks(), footer, grown: false, len })
     }
 }
@@ -88,6 +89,7 @@ impl Image<ReadWrite> {
     /// touched, so cutting the file brings it back, and the guest never decides what the last 512 bytes of the file are.
     /// Meanwhile the copy of the footer at the start speaks for the image.
     pub(crate) fn allocate(&self, tables: &Tables, blocks: &[BlockIndex]) -> Result<Vec<BlockPlace>, WriteError> {
+        self.check_can_grow()?;
         let size = tables.header.block_size();
         let mut tail = locked(&self.mode.tail);
         let (mut end, mut blocks_end) = (tail.end, tail.blocks_end);
@@ -129,7 +131,7 @@ impl Image<ReadWrite> {
 
     /// Ends the file after the last table or block, with a footer.
     pub(crate) fn cut_tail(&self) -> Result<(), StorageError> {
-        let Some(tables) = &self.tables else { return Ok(()) };
+        let Some(tables) = self.tables.as_ref().filter(|_| !self.is_cut()) else { return Ok(()) };
         let mut tail = locked(&self.mode.tail);
         let used = used(&self.container, tables)?;
         let (end, blocks_end) = (used.by_all, used.by_blocks());
@@ -201,6 +203,10 @@ impl Image<ReadWrite> {
     /// Writes the end footer where the file now ends; returns where an older one stands that no longer is the end.
     pub(crate) fn write_end_footer(&self) -> Result<Option<FileOffset>, StorageError> {
         let mut tail = locked(&self.mode.tail);
+        if self.is_cut() && tail.footer.is_none() {
+            // The copy at the start speaks for the image, and the file stays as short as it is.
+            return Ok(None);
+        }
         let at = match tail.footer {
             Some(footer) if !tail.grown || self.container.has_fixed_size() => footer,
             None if self.container.has_fixed_size() => FileOffset(self.container.len()?.0 - FOOTER_SIZE.0),

@@ -9,8 +9,8 @@ use testkit::loop_device::LoopDevice;
 use testkit::pattern;
 use vhd_core::check;
 use vhd_core::{
-    BlockSize, Chain, Extents, Image, Layer, Lock, MemoryStorage, NewKind, OpenError, ParentLink, ReadOnly, Timestamp,
-    Uuid,
+    BlockIndex, BlockSize, ByteCount, Chain, Extents, Image, Layer, Lock, MemoryStorage, MergeMark, NewKind, OpenError,
+    ParentLink, ReadOnly, ReadWrite, Sector, Timestamp, Uuid,
 };
 
 use super::{container, new_image, open_writable, sectors};
@@ -163,6 +163,53 @@ proptest! {
                     let told = format!("the BAT puts block 1 at offset {}, but", data - 512);
                     prop_assert!(error.contains(&told), "{}", error);
                 }
+            }
+        }
+    }
+}
+
+/// What can be done to an image.
+type Operation = fn(Image<ReadWrite>) -> bool;
+
+/// Operations by name; each tells whether it was done.
+const OPERATIONS: [(&str, Operation); 15] = [
+    ("write into the block", |image| image.write(sectors(32, 1), &[1; 512]).is_ok()),
+    ("write a new block", |image| image.write(sectors(0, 1), &[1; 512]).is_ok()),
+    ("write zeros", |image| image.write_zeroes(sectors(0, 64)).is_ok()),
+    ("reserve", |image| image.reserve(&[BlockIndex(0)]).is_ok()),
+    ("grow", |mut image| image.set_size(ByteCount(1 << 20), ByteCount(0)).is_ok()),
+    ("shrink", |mut image| image.set_size(ByteCount(16 << 10), ByteCount(0)).is_ok()),
+    ("compact", |mut image| image.compact(None, |_| {}).is_ok()),
+    ("lay out", |mut image| image.lay_out().is_ok()),
+    ("drop leftovers", |mut image| image.drop_leftovers().is_ok()),
+    ("another length", |image| image.set_physical_size(ByteCount(1 << 20)).is_ok()),
+    ("renew the footers", |mut image| image.renew_footers().is_ok()),
+    ("hide", |mut image| image.set_hidden(true).is_ok()),
+    ("trim", |mut image| image.trim_tail().is_ok()),
+    ("mark a merge", |image| {
+        image.set_merge_mark(Some(MergeMark { merge: Uuid::nil(), merged_before: Sector(1) })).is_ok()
+    }),
+    ("close", |image| image.close().is_ok()),
+];
+
+/// Whatever is done to an image that has lost its end, the loss stays to be found. A volume can be hidden, and so deleted.
+#[test]
+fn a_loss_is_never_turned_into_zeros() {
+    for footer in [FOOTER, 0] {
+        for kind in [dynamic as fn(BlockSize) -> NewKind, differencing] {
+            let whole = block(kind, 32);
+            let whole = whole[..whole.len() - (FOOTER - footer)].to_vec();
+            for (name, operation) in OPERATIONS {
+                let short = shortened(whole.clone(), 3000, footer);
+                let length = short.to_vec().len();
+                let done = operation(open_writable(&short));
+                let may_be_done = ["lay out", "hide", "trim", "mark a merge", "close"].contains(&name);
+                assert_eq!(done, may_be_done, "{name}");
+                assert!(codes(&short).contains(&"block-truncated"), "{name}: {:?}", codes(&short));
+                assert_eq!(short.to_vec().len(), length, "{name}");
+                let image = super::open(&short);
+                assert_eq!(image.footer().hidden(), name == "hide", "{name}");
+                image.resolve(sectors(32 + 31, 1), &mut Extents::default()).unwrap_err();
             }
         }
     }

@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use vhd_core::{
     BlockSize, ByteCount, Chain, CreateError, FileStorage, Layer, Lock, NewImage, NewKind, ParentLink, SECTOR_SIZE,
-    Uuid, create_file,
+    Uuid, create_file, folder_of,
 };
 
 use super::{Format, destination};
 use crate::cli::{Context, Status};
 use crate::disk;
 use crate::error::{CommandError, Refusal};
+use crate::output::to_stderr;
+use coalesce_worker::Repository;
 use coalesce_worker::size::{self, SizeError};
 
 /// Create a new image: empty, or a child of another one
@@ -86,6 +88,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
         CreateError::Size { .. } | CreateError::BlockSize { .. } => CommandError::usage(error),
         other => other.into(),
     })?;
+    if let Some(parent) = &args.parent {
+        tell_folder_of(parent, &args.file, context);
+    }
 
     let created = Created {
         file: args.file.display().to_string(),
@@ -99,6 +104,23 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
         writeln!(out, "created {file}: {}, uuid {uuid}{of}", size::both(new.size))
     })?;
     Ok(Status::Done)
+}
+
+/// Has the repository of a parent in another folder know of its child: whoever deletes or merges there looks at no other folder.
+fn tell_folder_of(parent: &Path, child: &Path, context: &Context) {
+    let real = |path: &Path| path.canonicalize().ok();
+    let (Some(parent), Some(child)) = (real(parent), real(child)) else { return };
+    if parent.parent() == child.parent() || !parent.is_file() {
+        return;
+    }
+    let told = Repository::look_at(folder_of(&parent), context.chain_options())
+        .and_then(|repository| repository.keep_child_elsewhere(&child));
+    if let Err(error) = told {
+        let folder = folder_of(&parent).display();
+        to_stderr(&format!(
+            "warning: {error}: whoever deletes or merges images in {folder} does not know of this child"
+        ));
+    }
 }
 
 fn kind(args: &Args) -> Result<NewKind, CommandError> {

@@ -3,7 +3,7 @@ use std::fs;
 use testkit::golden;
 use vhd_core::{BlockSize, ByteCount, DiskType, Image, Lock, ReadOnly};
 
-use crate::program::{done, ended, expected, files, guest, json, refused};
+use crate::program::{done, ended, expected, files, guest, json, refused, write};
 
 fn image(folder: &std::path::Path, name: &str) -> Image<ReadOnly> {
     Image::open(&folder.join(name), Lock::None).expect("the image opens")
@@ -170,4 +170,35 @@ fn sizes_as_xapis_tool_is_given_them_are_whole_blocks() {
         done(folder.path(), &["create", "disk.vhd", "--force", "--size", text]);
         assert_eq!(done(folder.path(), &["get", "disk.vhd", "current-size"]), format!("{size}\n"), "{text}");
     }
+}
+
+/// Who deletes or merges in one folder looks into no other; so its repository is told of a child that is made elsewhere.
+#[test]
+fn a_parent_in_another_folder_is_kept_for_its_child() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+    fs::create_dir(&a).unwrap();
+    fs::create_dir(&b).unwrap();
+    done(&a, &["create", "v.vhd", "--size", "1M"]);
+    write(&a, "v.vhd", 0, &[7; 4096]);
+    done(folder.path(), &["create", "b/c.vhd", "--parent", "a/v.vhd"]);
+    let content = guest(&b, "c.vhd");
+    refused(&a, &["snapshot", "v.vhd", "s.vhd"], 5, &["c.vhd"]);
+    let kept = done(&a, &["delete", "v.vhd"]);
+    assert!(kept.contains("hidden"), "{kept}");
+    for is_mounted in [true, false, true] {
+        if !is_mounted {
+            fs::rename(&b, folder.path().join("away")).unwrap();
+        }
+        let (told, _) = ended(&a, &["gc", "."], 3);
+        assert!(told.contains("c.vhd"), "{told}");
+        if !is_mounted {
+            fs::rename(folder.path().join("away"), &b).unwrap();
+        }
+        assert_eq!(guest(&b, "c.vhd"), content);
+    }
+    // Once the child is gone for good, nothing is kept for it.
+    fs::remove_file(b.join("c.vhd")).unwrap();
+    done(&a, &["gc", "."]);
+    assert!(!a.join("v.vhd").exists());
 }

@@ -75,7 +75,7 @@ pub(crate) fn files(folder: &Path) -> BTreeMap<String, String> {
     let entries = fs::read_dir(folder).expect("the folder is there").map(|entry| entry.expect("it is readable").path());
     let of = |path: std::path::PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).expect("tests use UTF-8 names").to_owned();
-        (name, testkit::sha256(&fs::read(path).expect("it is readable")))
+        (name, testkit::sha256(&testkit::read_beside(&path).expect("it is readable")))
     };
     entries.filter(|path| path.is_file()).map(of).collect()
 }

@@ -83,8 +83,11 @@ pub(crate) fn files(folder: &Path) -> BTreeMap<String, String> {
     let of = |entry: fs::DirEntry| {
         let name = entry.file_name().into_string().expect("tests use UTF-8 names");
         let is_file = entry.file_type().expect("it is readable").is_file();
-        let hash =
-            if is_file { testkit::sha256(&fs::read(entry.path()).expect("it is readable")) } else { String::new() };
+        let hash = if is_file {
+            testkit::sha256(&testkit::read_beside(&entry.path()).expect("it is readable"))
+        } else {
+            String::new()
+        };
         (name, hash)
     };
     entries.map(of).collect()
