@@ -16,10 +16,22 @@ use crate::tapdisk;
 pub(crate) fn open_unused(path: &Path) -> io::Result<FileStorage> {
     let storage = FileStorage::open_writable(path)?;
     // Asked once the file is held: a tapdisk that goes on from then on is held up.
-    if tapdisk::serves(path).map_err(|error| error.source)? {
-        return Err(io::Error::new(io::ErrorKind::ResourceBusy, "in use by a tapdisk"));
-    }
+    check_not_served(path).map_err(|error| error.source)?;
     Ok(storage)
+}
+
+/// Refuses a file that a tapdisk serves, or reads through: a paused one has it not open, and opens it again by its name.
+///
+/// # Errors
+/// [`io::ErrorKind::ResourceBusy`] for such a file; `tap-ctl`, where it is there and does not answer.
+pub fn check_not_served(path: &Path) -> Result<(), FileError> {
+    if tapdisk::serves(path)? {
+        return Err(FileError::when(path, "use it")(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "in use by a tapdisk",
+        )));
+    }
+    Ok(())
 }
 
 /// As [`open_unused`], an image.

@@ -72,6 +72,7 @@ pub use delete::{DeleteError, Deleted};
 pub use error::CoalesceError;
 pub use idle::{IdleError, enter_idle};
 pub use in_place::InPlace;
+pub use in_use::check_not_served;
 pub use merge::{MergeError, MergeOptions, Moved};
 pub use metrics::{RrdFile, prometheus_text, write_prometheus};
 pub use mounts::{Gone, HeldFolder, mount_of};

@@ -115,6 +115,28 @@ fn a_backup_of_all_files_is_not_taken_for_what_was_merged() {
     }
 }
 
+/// As above, of a node that is no volume: nothing but the target tells.
+#[test]
+fn a_backup_of_all_files_under_two_volumes_is_not_taken_for_what_was_merged() {
+    for units in [Some(9), None] {
+        let scene = Scene::default();
+        volume_on_base(&scene);
+        scene.hide("leaf.vhd");
+        let files = ["base.vhd", "leaf.vhd", "child-1.vhd", "child-2.vhd"];
+        files[2..].iter().for_each(|child| scene.child(child, "leaf.vhd"));
+        scene.settle();
+        let backup = Backup::of(&scene, &files);
+        interrupt(&down(&scene, "leaf.vhd"), units);
+        backup.restore();
+        open(scene.path());
+        assert!(children(&scene) == [full(2), full(2)]);
+        worker::collect(scene.path());
+        assert!(children(&scene) == [full(2), full(2)]);
+        assert_eq!(scene::images(scene.path()), 3);
+        scene::check(scene.path());
+    }
+}
+
 #[test]
 fn a_target_from_an_earlier_moment_of_the_merge_is_as_far_as_it_was() {
     let scene = Scene::default();

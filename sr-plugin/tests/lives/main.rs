@@ -6,6 +6,7 @@ mod background;
 mod changes;
 mod disks;
 mod foreign;
+mod in_use;
 mod interrupted;
 mod life;
 mod plugin;

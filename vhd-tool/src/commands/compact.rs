@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use coalesce_worker::size::Human;
-use coalesce_worker::{Compacted, LockedParents, ParentsError, open_locked_parents};
+use coalesce_worker::{Compacted, LockedParents, ParentsError, check_not_served, open_locked_parents};
 use serde::Serialize;
 use vhd_core::{ByteCount, Compaction, FileError, Image, Lock, ReadOnly};
 
@@ -106,6 +106,7 @@ fn estimate(args: &Args, context: &Context, progress: impl FnMut(ByteCount)) -> 
 /// A device is in no repository.
 fn on_device(args: &Args, context: &Context, progress: impl FnMut(ByteCount)) -> Result<Compacted, CommandError> {
     let mut image = Image::open_writable(&args.file)?;
+    check_not_served(&args.file)?;
     let (parents, unknown_parents) = known(open_locked_parents(&image, &context.chain_options()));
     let compaction = image.compact(parents.as_ref().map(LockedParents::chain), progress)?;
     image.close()?;

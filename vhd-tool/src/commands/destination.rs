@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use vhd_core::{Chain, Existing, FileStorage, Lock};
+use coalesce_worker::check_not_served;
+use vhd_core::{Chain, Existing, FileStorage};
 
 use crate::error::{CommandError, Refusal};
 
 /// Tells what to do about a file that is at `path` already. Only regular files are ever replaced: putting a new file in
-/// the place of a device node or a link would not be what was meant. Nor is a file that somebody has locked: what they
+/// the place of a device node or a link would not be what was meant. Nor is a file that somebody uses: what they
 /// write would be lost with it.
 pub(super) fn existing(path: &Path, force: bool) -> Result<Existing, CommandError> {
     if !force {
@@ -16,7 +17,8 @@ pub(super) fn existing(path: &Path, force: bool) -> Result<Existing, CommandErro
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.is_file() => Err(Refusal::NotRegular { path: path.into() }.into()),
         Ok(_) => {
-            FileStorage::open(path, Lock::Exclusive).map_err(Refusal::io(path, "replace it"))?;
+            FileStorage::open_writable(path).map_err(Refusal::io(path, "replace it"))?;
+            check_not_served(path)?;
             Ok(Existing::Replace)
         }
         Err(_) => Ok(Existing::Replace),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use coalesce_worker::check_not_served;
 use serde::Serialize;
 use vhd_core::check::Finding;
 use vhd_core::repair::{self, Mended, Options, Repaired, TakenBack};
@@ -91,6 +92,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
         backup: args.backup.clone(),
         parents: context.chain_options().parents,
     };
+    if !args.dry_run {
+        check_not_served(&args.file)?;
+    }
     if args.undo {
         return take_back(args, &options, context);
     }

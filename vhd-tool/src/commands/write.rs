@@ -9,7 +9,7 @@ use crate::cli::{Context, Status};
 use crate::disk::CHUNK;
 use crate::error::{CommandError, Refusal};
 use crate::progress::Progress;
-use coalesce_worker::size;
+use coalesce_worker::{check_not_served, size};
 
 /// Write standard input to a disk
 ///
@@ -29,6 +29,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError> {
     let volume = Volume::open(&args.file, &context.chain_options())?;
+    check_not_served(&args.file)?;
     if volume.leaf().footer().hidden() {
         return Err(Refusal::HiddenBase { path: args.file.clone() }.into());
     }

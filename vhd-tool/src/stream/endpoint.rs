@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use coalesce_worker::check_not_served;
 use rustix::fs::OFlags;
 use vhd_core::{ByteCount, Container, Existing, FileIdentity, FileOffset, FileStorage, write_new_file};
 
@@ -314,6 +315,7 @@ fn open_path(path: &Path) -> Result<Output, CommandError> {
     };
     if kind.is_file() || kind.is_block_device() {
         let storage = FileStorage::open_writable(path).map_err(Refusal::io(path, "open it"))?;
+        check_not_served(path)?;
         return Ok(Output::Place(Container::new(path, Arc::new(storage)), None));
     }
     let flags = OFlags::NOCTTY.bits().cast_signed();

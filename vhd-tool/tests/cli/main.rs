@@ -13,6 +13,7 @@ mod foreign;
 mod gc;
 mod get;
 mod help;
+mod in_use;
 mod info;
 mod life_cycle;
 mod map;
