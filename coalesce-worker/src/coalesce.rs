@@ -78,12 +78,18 @@ pub struct Coalesce<'a> {
     plan: Plan,
     ending: Ending,
     intent: MergeIntent,
-    /// The journal of the same merge by a process that died, where what it says is true.
+    /// The journal of the same merge by a process that died.
     journal: Option<Journal>,
     /// Everything before this sector has been merged already.
     from: Sector,
     /// Interrupted merges of other runs that have images in common with this one: what they did is not to be relied on.
     superseded: Vec<Journal>,
+}
+
+/// The same merge, by a process that died.
+struct Interrupted {
+    journal: Journal,
+    left: Left,
 }
 
 impl<'a> Coalesce<'a> {
@@ -117,20 +123,15 @@ impl<'a> Coalesce<'a> {
             check_has_one_name(path)?;
         }
         let intent = run.intent(repository, request.keep, ending == Ending::TakeName)?;
-        let (interrupted, mut superseded) = find_interrupted(repository, &intent, run.target(), &structure)?;
+        let (interrupted, superseded) = find_interrupted(repository, &intent, run.target(), &structure)?;
         drop(structure);
 
         run.check_blocks(abort)?;
         let plan = run.plan(abort)?;
-        let (mut from, mut journal) = (Sector(0), None);
-        if let Some((known, left)) = interrupted {
-            from = left.merged_before(&run, &plan, abort)?;
-            match left {
-                Left::Merged(_) => journal = Some(known),
-                // What its records say is not true of the images as they are.
-                Left::MaybeMerged(_) => superseded.push(known),
-            }
-        }
+        let (from, journal) = match interrupted {
+            Some(Interrupted { journal, left }) => (left.merged_before(&run, &plan, abort)?, Some(journal)),
+            None => (Sector(0), None),
+        };
         Ok(Self { repository, run, locked, plan, ending, intent, journal, from, superseded })
     }
 
@@ -141,7 +142,7 @@ impl<'a> Coalesce<'a> {
 
     /// Everything before this sector was moved by a merge that was interrupted.
     pub fn resumes_at(&self) -> Option<Sector> {
-        (self.journal.is_some() || self.from > Sector(0)).then_some(self.from)
+        self.journal.as_ref().map(|_| self.from)
     }
 
     /// The data that such a merge has moved.
@@ -334,7 +335,7 @@ fn find_interrupted(
     intent: &MergeIntent,
     target: &Layer,
     _: &StructureLock,
-) -> Result<(Option<(Journal, Left)>, Vec<Journal>), CoalesceError> {
+) -> Result<(Option<Interrupted>, Vec<Journal>), CoalesceError> {
     let (mut same, mut superseded) = (None, Vec::new());
     for path in Journal::list(&repository.state())? {
         let Some((journal, records)) = Journal::take_over(&path)? else { continue };
@@ -345,7 +346,7 @@ fn find_interrupted(
         }
         if other.is_resumed_by(intent) && same.is_none() {
             let left = Left::of(repository, intent, &journal, &records, target)?;
-            same = Some((journal, left));
+            same = Some(Interrupted { journal, left });
         } else if other.files().any(|file| intent.files().any(|ours| ours.path == file.path)) {
             if records.contains(&Record::Merged) {
                 // A header may be torn and the target may be visible: its journal is what puts that right.

@@ -94,7 +94,8 @@ impl<'a> Marks<'a> {
     /// Makes durable what has been merged, and keeps that everything before `sector` has.
     ///
     /// # Crash safety
-    /// The mark follows what it speaks of, durably, and the stamps of the sources follow the first mark.
+    /// The mark follows what it speaks of, durably. The stamps of the sources follow the first mark: those of a merge before
+    /// this one never stand beside a mark of this one that they do not belong to.
     pub(crate) fn checkpoint(
         &mut self,
         target: &Target,

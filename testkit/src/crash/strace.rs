@@ -106,6 +106,10 @@ pub(super) fn parse(trace: &str) -> (Vec<Call<'_>>, Vec<Moment>) {
 
 /// Splits what follows the opening parenthesis.
 fn split_result(text: &str) -> (&str, &str) {
+    // Its process ended while the thread was in the call.
+    if let Some(arguments) = text.strip_suffix("<detached ...>") {
+        return (arguments.trim_end(), "?");
+    }
     let (arguments, result) = text.rsplit_once(" = ").unwrap_or_else(|| panic!("no result: {text}"));
     (arguments.trim_end().strip_suffix(')').unwrap_or(arguments), result)
 }

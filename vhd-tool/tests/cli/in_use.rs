@@ -54,7 +54,7 @@ const COMMANDS: &[&[&str]] = &[
 fn states(folder: &Path) -> BTreeMap<String, (u64, Vec<u8>)> {
     let state = |name: &str| {
         let path = folder.join(name);
-        Some((name.to_owned(), (fs::metadata(&path).ok()?.ino(), testkit::read_beside(&path).unwrap())))
+        Some((name.to_owned(), (fs::metadata(&path).ok()?.ino(), testkit::read_beside(&path).expect("it is readable"))))
     };
     FILES.iter().filter_map(|name| state(name)).collect()
 }
@@ -66,8 +66,8 @@ fn every_command_beside(is_writer: bool) {
             let scene = forest();
             let before = states(scene.path());
             let leaf = scene::content(&scene.file("leaf.vhd"));
-            let program = File::options().read(true).write(is_writer).open(scene.file(held)).unwrap();
-            let output = command(scene.path(), arguments).write_stdin([9; 512]).output().unwrap();
+            let program = File::options().read(true).write(is_writer).open(scene.file(held)).expect("it opens");
+            let output = command(scene.path(), arguments).write_stdin([9; 512]).output().expect("the command runs");
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
             assert!(matches!(output.status.code(), Some(0 | 3 | 5)), "{arguments:?} beside {held}: {text}");
             refused += usize::from(output.status.code() != Some(0));
