@@ -36,17 +36,14 @@ impl Sources {
         for (i, source) in intent.sources.iter().enumerate() {
             let path = repository.absolute(&source.path);
             let found = fs::metadata(&path).map_err(FileError::when(&path, "tell when it was changed"))?;
-            let boot = if i == 0 && intent.node_is_volume { boot() } else { Some(String::new()) };
-            let Some(boot) = boot.filter(|_| found.is_file()) else { return Ok(None) };
+            let is_volume = i == 0 && intent.node_is_volume;
+            let boot = if is_volume { boot() } else { None };
+            if !found.is_file() || is_volume && boot.is_none() {
+                return Ok(None);
+            }
             let file = FileStamp::of(&found);
             let FileStamp { inode, length, modified, changed } = file;
-            sources.stamps.push(Stamp {
-                inode,
-                length,
-                modified,
-                changed,
-                boot: Some(boot).filter(|it| !it.is_empty()),
-            });
+            sources.stamps.push(Stamp { inode, length, modified, changed, boot });
             sources.files.push((found.dev(), file));
         }
         Ok(Some(sources))

@@ -7,6 +7,7 @@ mod coalesce;
 mod collect;
 mod compose;
 mod file_systems;
+mod forests;
 mod garbage;
 mod hostile;
 mod locks;
