@@ -9,6 +9,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::ScopedJoinHandle;
 
 use vhd_core::{
     BlockIndex, ByteCount, ChainExtent, ChainSource, FileError, FileStorage, Layer, ReadError, SECTOR_SIZE, Sector,
@@ -137,7 +138,11 @@ impl Merge<'_> {
             };
             let moving: Vec<_> = (0..work.units.workers()).map(start).collect();
             let recorded = work.units.watch(self, &work.moved, checkpoint);
-            let moved = moving.into_iter().map(|thread| thread.join().expect("a worker does not panic"));
+            let ended = |thread: ScopedJoinHandle<'_, Result<(), MergeError>>| {
+                // Whoever is told of the progress may panic.
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            let moved = moving.into_iter().map(ended);
             // That the others were stopped is the consequence of what stopped the first.
             let failed = moved.filter_map(Result::err).chain(recorded.err());
             let cause = failed.reduce(|first, next| if matches!(first, MergeError::Aborted(_)) { next } else { first });
@@ -165,6 +170,7 @@ impl Work<'_> {
         let Merge { plan, sources, target, before, .. } = self.merge;
         let mut buffer = Buffer::default();
         let mut by = Transferred::default();
+        let mut leaving = self.units.leaving(worker);
         let result = (|| {
             while let Some(unit) = self.units.next(worker, target)? {
                 let extents = plan.extents_of(unit, sources, before)?;
@@ -172,7 +178,8 @@ impl Work<'_> {
             }
             Ok(())
         })();
-        self.units.leave(worker, result.is_err());
+        leaving.failed = result.is_err();
+        drop(leaving);
         *self.by.lock().unwrap_or_else(PoisonError::into_inner) += by;
         result
     }

@@ -34,6 +34,26 @@ pub(super) struct Units<'a> {
     abort: Abort,
 }
 
+/// A worker, until it has come to the end, or failed.
+pub(super) struct Leaving<'u, 'a> {
+    units: &'u Units<'a>,
+    worker: usize,
+    pub(super) failed: bool,
+}
+
+impl Drop for Leaving<'_, '_> {
+    fn drop(&mut self) {
+        let Units { units, at, abort, left, .. } = self.units;
+        if self.failed {
+            abort.abort();
+        } else {
+            at[self.worker].store(units.len(), Ordering::Release);
+        }
+        self.units.queue().working -= 1;
+        left.notify_all();
+    }
+}
+
 struct Queue {
     next: usize,
     /// The end of those whose blocks have been reserved.
@@ -83,15 +103,9 @@ impl<'a> Units<'a> {
         Ok(Some(unit))
     }
 
-    /// A worker has come to the end, or failed.
-    pub(super) fn leave(&self, worker: usize, failed: bool) {
-        if failed {
-            self.abort.abort();
-        } else {
-            self.at[worker].store(self.units.len(), Ordering::Release);
-        }
-        self.queue().working -= 1;
-        self.left.notify_all();
+    /// For a worker that begins: it leaves when this is dropped, also by a panic.
+    pub(super) fn leaving(&self, worker: usize) -> Leaving<'_, 'a> {
+        Leaving { units: self, worker, failed: true }
     }
 
     /// All units before this one have been moved.

@@ -297,6 +297,18 @@ fn execute(
     prepared.execute(&options)
 }
 
+/// Whoever is told of the progress panics: that ends the merge, and nothing waits for a thread that is gone.
+#[test]
+fn a_panic_ends_a_merge_like_an_abort() {
+    let scene = slow_chain();
+    let before = scene::volumes(scene.path());
+    let progress = |_: ByteCount| panic!("told of the progress");
+    let merge = || execute(&scene, &Budget::default(), &Abort::new(), &progress);
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(merge)).unwrap_err();
+    assert!(scene::volumes(scene.path()) == before);
+    unchanged(scene.path(), || collect(scene.path()));
+}
+
 #[test]
 fn an_abort_is_quick_and_the_next_run_goes_on_from_there() {
     let scene = slow_chain();
