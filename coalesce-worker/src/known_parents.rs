@@ -14,8 +14,8 @@
 //! next look. Lines are added in one write each, without a lock; only who collects writes the file anew.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -29,6 +29,9 @@ use crate::repository::Repository;
 
 /// The name of the file in the state folder.
 pub(crate) const PARENTS: &str = "parents";
+const FLAGS: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
+/// What is read of it.
+const MOST: u64 = 64 << 20;
 /// Lines beyond those that say something, before the file is written anew.
 const SUPERFLUOUS: usize = 1000;
 
@@ -57,7 +60,7 @@ pub(crate) struct KnownParents {
 impl KnownParents {
     fn read(path: &Path) -> Self {
         let mut known = Self::default();
-        for line in fs::read_to_string(path).unwrap_or_default().lines().filter(|line| !line.is_empty()) {
+        for line in read_text(path).unwrap_or_default().lines().filter(|line| !line.is_empty()) {
             known.lines += 1;
             match serde_json::from_str(line) {
                 Ok(Line::Seen { file, parent: Some(parent) }) => {
@@ -209,8 +212,7 @@ impl Repository {
         if text.is_empty() {
             return Ok(());
         }
-        let flags = OFlags::NOFOLLOW.bits().cast_signed();
-        let mut file = File::options().create(true).append(true).custom_flags(flags).open(self.known_parents_file())?;
+        let mut file = File::options().create(true).append(true).custom_flags(FLAGS).open(self.known_parents_file())?;
         file.write_all(&text)
     }
 
@@ -228,6 +230,16 @@ impl Repository {
             tracing::debug!(path = %path.display(), %error, "what files name as their parents is not kept");
         }
     }
+}
+
+/// Reads the file, if it is one: no link, and nothing that would be waited for.
+fn read_text(path: &Path) -> io::Result<String> {
+    let file = File::options().read(true).custom_flags(FLAGS).open(path)?;
+    let mut bytes = Vec::new();
+    if file.metadata()?.is_file() {
+        file.take(MOST).read_to_end(&mut bytes)?;
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Tells whether a file is no longer there, though the folder that it was in is.

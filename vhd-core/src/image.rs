@@ -245,7 +245,7 @@ impl<Mode> Image<Mode> {
     }
 
     /// Checks that no block of the disk has lost sectors that it holds: the file was cut. What is written behind such a block
-    /// would make them zeros, and nobody could tell any more.
+    /// would make them zeros, and nobody could tell any more. That blocks can be where they are is taken for granted.
     ///
     /// # Errors
     /// [`ReadError::Block`] for the first that has, a failed read.
@@ -253,8 +253,9 @@ impl<Mode> Image<Mode> {
         let Some(tables) = &self.tables else { return Ok(()) };
         let size = tables.header.block_size();
         let mut room = None;
-        for found in self.allocated_blocks() {
-            let (block, place) = found?;
+        for found in tables.bat.allocated(&self.container, self.blocks()) {
+            let (block, entry) = found?;
+            let place = BlockPlace::from_entry(entry, size);
             if !self.may_be_cut(tables, place) {
                 continue;
             }

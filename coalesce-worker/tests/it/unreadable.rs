@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use coalesce_worker::{Deleted, Repository};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use testkit::scene::{self, Scene};
 use testkit::worker;
 use vhd_core::ChainOptions;
@@ -151,6 +152,19 @@ fn what_was_kept_is_no_more_than_a_hint() {
         let text = fs::read_to_string(&kept).unwrap();
         assert!(text.contains(r#""file":"child.vhd","parent":{"id":"#), "{wrong:?}: {text}");
     }
+    // Links and pipes are neither followed nor waited for.
+    let aside = scene.path().join("aside");
+    fs::write(&aside, "mine").unwrap();
+    fs::remove_file(&kept).unwrap();
+    symlink(&aside, &kept).unwrap();
+    worker::collect(scene.path());
+    fs::remove_file(&kept).unwrap();
+    assert_eq!(fs::read_to_string(&aside).unwrap(), "mine");
+    fs::remove_file(&aside).unwrap();
+    mknodat(CWD, &kept, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    worker::collect(scene.path());
+    fs::remove_file(&kept).unwrap();
+    worker::collect(scene.path());
     // A person deletes the children by hand, and they are gone for good.
     fs::remove_file(scene.file("child.vhd")).unwrap();
     fs::remove_file(scene.file("twin.vhd")).unwrap();
