@@ -48,7 +48,7 @@ const GRACE: Duration = Duration::from_secs(15);
 const LOCKS: &str = "/proc/locks";
 /// How long those are let in who only look, and how long one of them may take.
 const LOOK: Duration = Duration::from_millis(5);
-const LOOKERS: Duration = Duration::from_millis(200);
+const LOOKERS: Duration = Duration::from_millis(500);
 /// How often the kernel is asked whether a lease is wanted back, and how often `/proc` is looked through without one.
 const LOOK_AT_LEASE: Duration = Duration::from_millis(10);
 const LOOK_THROUGH_PROCESSES: Duration = Duration::from_secs(1);
@@ -258,7 +258,8 @@ fn is_broken(file: &File) -> bool {
     unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLEASE) != libc::F_WRLCK }
 }
 
-/// Tells whether a program waits in its call to open a file that is leased. What cannot be told may be so.
+/// Tells whether a program waits in its call to open a file that is leased. What cannot be told may be so; nobody waits where
+/// there is no lease, which another thread may be renewing.
 ///
 /// Who waits for a lease is listed after it, under the same number: `1: LEASE BREAKING READ …`, `1: -> LEASE BREAKER …`.
 fn is_waited_for(identity: FileIdentity) -> bool {
@@ -266,7 +267,7 @@ fn is_waited_for(identity: FileIdentity) -> bool {
     let name = identity.in_locks();
     let lines: Vec<Vec<&str>> = locks.lines().map(|line| line.split_ascii_whitespace().collect()).collect();
     let lease = lines.iter().find(|line| line.get(1) == Some(&"LEASE") && line.contains(&name.as_str()));
-    lease.is_none_or(|lease| lines.iter().any(|line| line.first() == lease.first() && line.get(1) == Some(&"->")))
+    lease.is_some_and(|lease| lines.iter().any(|line| line.first() == lease.first() && line.get(1) == Some(&"->")))
 }
 
 /// Tells whether a process has locked a file (`flock`) against `exclusive` use, or any; what `/proc` does not tell is no.

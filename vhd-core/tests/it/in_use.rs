@@ -4,6 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vhd_core::{
@@ -49,6 +50,15 @@ fn scene() -> (tempfile::TempDir, std::path::PathBuf) {
 
 fn is_busy(result: Result<Image<vhd_core::ReadWrite>, OpenError>) -> bool {
     matches!(result, Err(OpenError::Storage(error)) if error.source.kind() == ErrorKind::ResourceBusy)
+}
+
+/// A flag that is raised when this goes, also by a panic.
+struct RaisedAtEnd<'f>(&'f AtomicBool);
+
+impl Drop for RaisedAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -152,18 +162,28 @@ fn those_who_only_look_do_not_stop_a_writer() {
     // As other processes of this library open files: without waiting, again and again.
     let script = "import os, sys, time\n\
         seen = 0\n\
-        while seen < 3:\n\
+        while seen < 30:\n\
         \x20   try:\n\
         \x20       os.close(os.open(sys.argv[1], os.O_RDONLY | os.O_NONBLOCK)); seen += 1\n\
         \x20   except BlockingIOError:\n\
         \x20       time.sleep(0.002)\n";
     let mut looker = Command::new("python3").args(["-c", script]).arg(&path).spawn().unwrap();
-    let mut block = 0;
-    until("it has had its looks", || {
-        block += 1;
-        image.write(sectors(block % 4096, 1), &[3; 512]).unwrap();
-        assert!(!image.container().is_wanted());
-        looker.try_wait().unwrap().is_some_and(|status| status.success())
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Two threads, of which one may look while the other renews the lease.
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                assert!(!image.container().is_wanted());
+            }
+        });
+        let _raised = RaisedAtEnd(&done);
+        let mut block = 0;
+        until("it has had its looks", || {
+            block += 1;
+            image.write(sectors(block % 4096, 1), &[3; 512]).unwrap();
+            assert!(!image.container().is_wanted());
+            looker.try_wait().unwrap().is_some_and(|status| status.success())
+        });
     });
     image.close().unwrap();
 }
