@@ -59,7 +59,7 @@ fn the_disk_stays_and_its_file_becomes_shorter() {
     assert!(text.starts_with("compacted disk.vhd: 6.0 MiB long, before 10.0 MiB\n"), "{text}");
     assert_eq!(guest(folder.path(), "disk.vhd"), before);
     assert_eq!(length(folder.path(), "disk.vhd"), 4096 + 3 * (2 << 20) + 2 * 4096 + 512);
-    assert!(held - space(&folder.path().join("disk.vhd")) >= 3 << 20);
+    assert!(held - space(&folder.path().join("disk.vhd")) >= (3 << 20) - (64 << 10));
     done(folder.path(), &["check", "disk.vhd"]);
     let again = json(folder.path(), &["compact", "disk.vhd"]);
     assert_eq!((&again["released"], &again["moved_blocks"]), (&0.into(), &0.into()));

@@ -47,7 +47,7 @@ const COMMANDS: &[&[&str]] = &[
     &["coalesce", "mid.vhd", "--keep"],
     &["gc", "."],
     &["create", "lone.vhd", "--size", "1M", "--force"],
-    &["convert", "leaf.vhd", "lone.vhd", "--force"],
+    &["convert", "leaf.vhd", "lone.vhd", "--to", "dynamic", "--force"],
 ];
 
 /// Which files these are, and what they hold.

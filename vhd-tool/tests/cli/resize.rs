@@ -46,7 +46,9 @@ fn data_beyond_the_end_is_kept_unless_it_is_discarded() {
         let held = space(&folder.path().join(name));
         done(folder.path(), &["resize", name, "1M", "--discard"]);
         assert_eq!(size(folder.path(), name), 1 << 20);
-        assert!(held - space(&folder.path().join(name)) >= 8 << 20, "its space is given back");
+        // The file system may need some for a file in more pieces.
+        let given_back = held - space(&folder.path().join(name));
+        assert!(given_back >= (8 << 20) - (64 << 10), "its space is given back: {given_back}");
         done(folder.path(), &["check", name]);
         // Nothing comes back.
         done(folder.path(), &["resize", name, "64M"]);
