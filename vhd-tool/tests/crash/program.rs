@@ -47,7 +47,8 @@ impl Program {
             Self::Revert(volume, snapshot) => this_binary(&format!("revert {volume} {snapshot}")),
             Self::Compose(child, parent) => this_binary(&format!("compose {child} {parent}")),
         };
-        command.current_dir(folder);
+        // The folders that cargo has the loader search are many, and each library is looked for in all: calls that are not ours.
+        command.current_dir(folder).env_remove("LD_LIBRARY_PATH");
         command
     }
 
