@@ -50,6 +50,14 @@ pub enum ResizeError {
         /// The image.
         path: PathBuf,
     },
+    /// A file that cannot be understood may be a child of it.
+    #[error("{}: {} cannot be read and may be a child of it: make it readable, or move it to another folder", path.display(), file.display())]
+    MayHaveChild {
+        /// The volume.
+        path: PathBuf,
+        /// The file.
+        file: PathBuf,
+    },
     /// Data would be cut off.
     #[error("{}: {size} bytes are less than the {present} that it has", path.display())]
     Smaller {
@@ -140,8 +148,12 @@ impl Repository {
         }
         let parents = self.options().open_parents(&image, &volume)?;
         if shrinks {
-            if let Some(child) = self.scan()?.dependants(&volume, image.footer().unique_id()).first() {
+            let folder = self.scan()?;
+            if let Some(child) = folder.dependants(&volume, image.footer().unique_id()).first() {
                 return Err(ResizeError::HasChild { path: volume, child: child.to_path_buf() });
+            }
+            if let Some(file) = folder.damaged().iter().find(|file| file.may_need_any()) {
+                return Err(ResizeError::MayHaveChild { path: volume, file: file.path.clone() });
             }
             if shrink == Shrink::Unused
                 && let Some(last) = last_data(&image, parents.as_ref(), size)?

@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use coalesce_worker::{Deleted, Repository};
+use coalesce_worker::{Deleted, Repository, ResizeError, Shrink};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use testkit::scene::{self, Scene};
 use testkit::worker;
-use vhd_core::ChainOptions;
+use vhd_core::{ByteCount, ChainOptions};
 
 const SECTORS: u64 = 100;
 
@@ -94,6 +94,19 @@ fn the_base_of_a_child_that_was_seen_before_stays_and_nothing_else_waits() {
             assert!(scene::content(&scene.file(name)) == before, "{name}: {why}");
         }
     }
+}
+
+/// What a volume loses by getting smaller, a child of it would lose, too.
+#[test]
+fn a_volume_does_not_shrink_beside_a_file_that_may_be_its_child() {
+    let scene = two_trees();
+    let aside = damage(&scene, "child.vhd", DAMAGES[1].1);
+    let repository = Repository::open(scene.path(), ChainOptions::default()).unwrap().0;
+    let shrink = || repository.resize_or_shrink(&scene.file("other.vhd"), ByteCount(8 * 512), Shrink::Discard);
+    let refused = shrink().unwrap_err();
+    assert!(matches!(&refused, ResizeError::MayHaveChild { file, .. } if file.ends_with("child.vhd")), "{refused}");
+    undo(&scene, "child.vhd", &aside);
+    shrink().unwrap();
 }
 
 /// After a merge the child names another parent than before.

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use testkit::crash::State;
-use vhd_core::{ByteCount, FileOffset, Image, MemoryStorage, NewKind, ReadWrite, SectorCount, Storage, Uuid};
+use testkit::pattern;
+use vhd_core::{
+    ByteCount, FileOffset, Image, MemoryStorage, MergeMark, NewKind, ReadWrite, Sector, SectorCount, Storage, Uuid,
+};
 
 use super::{DISK, Trial, child, dynamic, parent, sectors, written};
 
@@ -40,6 +43,43 @@ fn hidden_and_id_are_old_or_new() {
                     _ => footer.hidden() && footer.unique_id() == id,
                 };
                 assert!(expected, "{}", state.describe());
+            },
+        );
+    }
+}
+
+/// The mark of a merge is never there before what it speaks of.
+#[test]
+fn what_a_mark_speaks_of_is_there() {
+    let merge = Uuid::from_u128(9);
+    let mark = |sector| MergeMark { merge, merged_before: Sector(sector) };
+    let parent = parent();
+    for (image, parent) in [
+        (written(NewKind::Fixed, DISK, 2, &[sectors(0, 50)]), None),
+        (written(dynamic(4096), DISK, 2, &[sectors(0, 50)]), None),
+        (child(&parent, 4096), Some(&parent)),
+    ] {
+        let mut trial = Trial::new(&image, parent);
+        let image = trial.image();
+        for start in [0, 45] {
+            trial.write(&image, sectors(start, 45), 3);
+            image.set_merge_mark(Some(mark(start + 45))).unwrap();
+            trial.promise();
+        }
+        image.set_merge_mark(None).unwrap();
+        drop(image);
+        trial.check_with(
+            |_, _| (),
+            |state, image, found| {
+                let Some(found_mark) = image.footer().merge_mark() else {
+                    assert!(matches!(state.promises_made(), 0 | 2), "{}", state.describe());
+                    return;
+                };
+                let merged = found_mark.merged_before.0;
+                assert!([mark(45), mark(90)].contains(&found_mark), "{found_mark:?}: {}", state.describe());
+                let expected = [pattern::fill(sectors(0, 45), 3), pattern::fill(sectors(45, 45), 3)].concat();
+                let length = merged as usize * 512;
+                assert!(found[..length] == expected[..length], "{merged}: {}", state.describe());
             },
         );
     }
