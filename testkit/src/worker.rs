@@ -60,6 +60,28 @@ pub fn collect_until(folder: &Path, abort: &Abort) -> Result<Collected, CollectE
     })
 }
 
+/// Merges on one thread, with checkpoints as often as there can be; stops at the abort, and at the latest once all has moved,
+/// before anything is relinked.
+///
+/// # Errors
+/// Those of the merge, the abort among them.
+pub fn interrupt(
+    prepared: Coalesce<'_>,
+    progress: &(dyn Fn(ByteCount) + Sync),
+    abort: &Abort,
+) -> Result<Outcome, CoalesceError> {
+    prepared.execute(&MergeOptions {
+        threads: NonZeroUsize::new(1),
+        progress,
+        merged: &|| abort.abort(),
+        budget: &Budget::default(),
+        abort,
+        method: CopyMethod::ReadWrite,
+        detect_zeroes: false,
+        checkpoint_every: Some(ByteCount(4096)),
+    })
+}
+
 /// Merges what has been prepared.
 ///
 /// # Errors

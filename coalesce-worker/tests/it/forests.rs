@@ -4,13 +4,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::num::NonZeroUsize;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use coalesce_worker::{Abort, Budget, Coalesce, CopyMethod, MergeOptions, Repository, Survey};
+use coalesce_worker::{Abort, Coalesce, Repository, Survey};
 use testkit::poorfs::{PoorFs, Refusal};
 use testkit::random::Random;
 use testkit::scene::Scene;
@@ -142,7 +141,7 @@ impl World {
         let repository = self.open();
         let survey = Survey::of(&repository).unwrap();
         let Some(request) = survey.runs().next().map(coalesce_worker::PlannedRun::request) else { return };
-        let (budget, abort, last) = (Budget::default(), Abort::new(), AtomicU64::new(0));
+        let (abort, last) = (Abort::new(), AtomicU64::new(0));
         let stop_at = self.random.below(9 << 20);
         let progress = |moved: ByteCount| {
             if moved.0 >> 21 > last.swap(moved.0 >> 21, Ordering::Relaxed) {
@@ -153,16 +152,7 @@ impl World {
             }
         };
         let Ok(prepared) = Coalesce::prepare(&repository, &request) else { return };
-        let merged = prepared.execute(&MergeOptions {
-            threads: NonZeroUsize::new(1),
-            progress: &progress,
-            merged: &|| abort.abort(),
-            budget: &budget,
-            abort: &abort,
-            method: CopyMethod::ReadWrite,
-            detect_zeroes: false,
-            checkpoint_every: Some(ByteCount(4096)),
-        });
+        let merged = worker::interrupt(prepared, &progress, &abort);
         self.verify("an interrupted merge");
         self.count(if merged.is_ok() { "merges" } else { "interrupted merges" });
     }

@@ -3,13 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use coalesce_worker::{Abort, Budget, Coalesce, CopyMethod, Direction, MergeOptions, Repository, Request};
+use coalesce_worker::{Abort, Coalesce, Direction, Repository, Request};
 use testkit::poorfs::{PoorFs, Refusal};
 use testkit::scene::{self, Scene};
 use testkit::{pattern, worker};
@@ -44,7 +43,7 @@ fn open(folder: &Path) -> Repository {
 
 /// Merges, and stops after so many stretches of 2 MiB, or once all has been merged; gives where a merge of the same would go on.
 fn interrupt(request: &Request, units: Option<u64>) -> Option<Sector> {
-    let (budget, abort, seen) = (Budget::default(), Abort::new(), AtomicU64::new(0));
+    let (abort, seen) = (Abort::new(), AtomicU64::new(0));
     let progress = |moved: ByteCount| {
         let now = moved.0 / (UNIT * 512);
         if now > seen.swap(now, Ordering::Relaxed) {
@@ -57,16 +56,7 @@ fn interrupt(request: &Request, units: Option<u64>) -> Option<Sector> {
     };
     let repository = open(request.node.parent().unwrap());
     let prepared = Coalesce::prepare(&repository, request).unwrap();
-    let stopped = prepared.execute(&MergeOptions {
-        threads: NonZeroUsize::new(1),
-        progress: &progress,
-        merged: &|| abort.abort(),
-        budget: &budget,
-        abort: &abort,
-        method: CopyMethod::ReadWrite,
-        detect_zeroes: false,
-        checkpoint_every: Some(ByteCount(4096)),
-    });
+    let stopped = worker::interrupt(prepared, &progress, &abort);
     stopped.unwrap_err();
     units?;
     Coalesce::prepare(&repository, request).unwrap().resumes_at()
