@@ -2,7 +2,8 @@
 //!
 //! The repository is copied, every wrong line that the modules below can have is compiled in at once, and the tests that concern a
 //! module run once for each, with its number in the environment; the order is random, by MUTANTS_SEED, until MUTANTS_MINUTES are
-//! over. Those that no test notices, and that `docs/mutants.md` does not explain, may be one in twenty.
+//! over. MUTANTS_ONLY, a part of a path or of `path:line`, asks for some of them. Those that no test notices, and that
+//! `docs/mutants.md` does not explain, may be one in twenty.
 
 mod explained;
 mod run;
@@ -81,7 +82,8 @@ fn work() -> Result<bool, Box<dyn Error>> {
     let mut sites: Vec<(PathBuf, Vec<Site>, usize)> = Vec::new();
     let mut count = 1;
     for (module, (files, _)) in MODULES.iter().enumerate() {
-        for file in copy.files(files)?.into_iter().filter(|file| file.to_string_lossy().contains(&only)) {
+        let is_asked_for = |file: &PathBuf| file.to_string_lossy().contains(only.split(':').next().unwrap_or_default());
+        for file in copy.files(files)?.into_iter().filter(is_asked_for) {
             let switch = if file.starts_with("vhd-core") { "crate::mutant" } else { "vhd_core::mutant" };
             let found = sites::find(&copy.original(&file)?, count, switch, (seed % 2) as usize)
                 .map_err(|error| format!("{}: {error}", file.display()))?;
@@ -112,6 +114,9 @@ fn work() -> Result<bool, Box<dyn Error>> {
             break;
         }
         let place = format!("{}:{}: {}: {}", file.display(), site.line, site.what, site.text);
+        if !place.contains(&only) {
+            continue;
+        }
         if let Some(test) = tests.first_to_notice(site.number, MODULES[module].1)? {
             caught += 1;
             println!("caught  {place}  by {test}");

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
 use crate::TestTarget;
@@ -212,7 +213,7 @@ fn wait(mut child: Child, log: &Path) -> Result<(bool, String), Box<dyn Error>> 
         }
         if failed().is_some() || start.elapsed() > PATIENCE {
             // Its group: tests start programs.
-            Command::new("kill").args(["-KILL", &format!("-{}", child.id())]).status()?;
+            kill_process_group(Pid::from_child(&child), Signal::KILL)?;
             child.wait()?;
             break None;
         }
