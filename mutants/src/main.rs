@@ -2,7 +2,7 @@
 //!
 //! The repository is copied, every wrong line that the modules below can have is compiled in at once, and the tests that concern a
 //! module run once for each, with its number in the environment; the order is random, by MUTANTS_SEED, until MUTANTS_MINUTES are
-//! over. MUTANTS_ONLY, a part of a path or of `path:line`, asks for some of them. Those that no test notices, and that
+//! over. MUTANTS_ONLY, in each line a part of a path or of `path:line`, asks for some of them. Those that no test notices, and that
 //! `docs/mutants.md` does not explain, may be one in twenty.
 
 mod explained;
@@ -15,14 +15,18 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use explained::Explained;
-use run::{Copy, Tests};
+use run::{Copy, Tests, UNIT};
 use sites::Site;
 
 /// Modules, and the tests that concern them: package, target, and filters.
 const MODULES: [(&[&str], &[TestTarget]); 4] = [
     (
         &["vhd-core/src/write.rs", "vhd-core/src/write"],
-        &[("vhd-core", "it", &["power", "states", "fault", "write", "compact", "resize", "link", "device", "--skip", "any_disk"])],
+        &[(
+            "vhd-core",
+            "it",
+            &["power", "states", "fault", "write", "compact", "resize", "link", "device", "--skip", "any_disk"],
+        )],
     ),
     (
         &[
@@ -34,17 +38,23 @@ const MODULES: [(&[&str], &[TestTarget]); 4] = [
             "coalesce-worker/src/survey.rs",
             "coalesce-worker/src/survey",
         ],
-        &[(
-            "coalesce-worker",
-            "it",
-            &["world", "locks", "review", "snapshot", "coalesce", "collect", "behaviours", "revert", "garbage"],
-        )],
+        &[
+            (
+                "coalesce-worker",
+                "it",
+                &["world", "locks", "review", "snapshot", "coalesce", "collect", "behaviours", "revert", "garbage"],
+            ),
+            ("coalesce-worker", "it", &["unreadable", "hostile", "forests", "restored"]),
+        ],
     ),
     (
         &["sr-plugin/src/change.rs", "sr-plugin/src/tracking.rs"],
-        &[("sr-plugin", "lives", &[]), ("sr-plugin", "conformance", &[])],
+        &[("sr-plugin", UNIT, &[]), ("sr-plugin", "lives", &[]), ("sr-plugin", "conformance", &[])],
     ),
-    (&["vhd-tool/src/stream"], &[("vhd-tool", "cli", &["stream", "serve", "peers", "get", "convert"])]),
+    (
+        &["vhd-tool/src/stream"],
+        &[("vhd-tool", UNIT, &["stream"]), ("vhd-tool", "cli", &["stream", "serve", "peers", "get", "convert"])],
+    ),
 ];
 
 /// A package, a target of it, and filters.
@@ -82,7 +92,9 @@ fn work() -> Result<bool, Box<dyn Error>> {
     let mut sites: Vec<(PathBuf, Vec<Site>, usize)> = Vec::new();
     let mut count = 1;
     for (module, (files, _)) in MODULES.iter().enumerate() {
-        let is_asked_for = |file: &PathBuf| file.to_string_lossy().contains(only.split(':').next().unwrap_or_default());
+        let is_part_of =
+            |file: &PathBuf, part: &str| file.to_string_lossy().contains(part.split(':').next().unwrap_or_default());
+        let is_asked_for = |file: &PathBuf| only.is_empty() || only.lines().any(|part| is_part_of(file, part));
         for file in copy.files(files)?.into_iter().filter(is_asked_for) {
             let switch = if file.starts_with("vhd-core") { "crate::mutant" } else { "vhd_core::mutant" };
             let found = sites::find(&copy.original(&file)?, count, switch, (seed % 2) as usize)
@@ -114,7 +126,7 @@ fn work() -> Result<bool, Box<dyn Error>> {
             break;
         }
         let place = format!("{}:{}: {}: {}", file.display(), site.line, site.what, site.text);
-        if !place.contains(&only) {
+        if !only.is_empty() && !only.lines().any(|part| place.contains(part)) {
             continue;
         }
         if let Some(test) = tests.first_to_notice(site.number, MODULES[module].1)? {

@@ -19,6 +19,9 @@ use crate::sites::{self, Site};
 /// What tells a program which line is to be wrong.
 const SWITCH: &str = "VHD_MUTANT";
 
+/// The target of a package's unit tests.
+pub(crate) const UNIT: &str = "lib";
+
 /// A copy of the repository as it stands.
 pub(crate) struct Copy {
     root: PathBuf,
@@ -111,22 +114,25 @@ impl Tests {
             let mut executables = HashMap::new();
             let mut bad: BTreeSet<(PathBuf, usize)> = BTreeSet::new();
             let mut errors = String::new();
-            for (package, target, _) in targets {
-                let output = Command::new("cargo")
-                    .current_dir(&copy.tree)
-                    .env("CARGO_TARGET_DIR", &copy.build)
-                    .args(["test", "--locked", "--no-run", "--message-format=json", "-p", package, "--test", target])
-                    .stderr(Stdio::inherit())
-                    .output()?;
-                for line in output.stdout.split(|&byte| byte == b'\n').filter(|line| line.starts_with(b"{")) {
-                    read_message(
-                        &serde_json::from_slice(line)?,
-                        (package, target),
-                        &mut executables,
-                        &mut bad,
-                        &mut errors,
-                    );
-                }
+            let mut command = Command::new("cargo");
+            command.current_dir(&copy.tree).env("CARGO_TARGET_DIR", &copy.build).args([
+                "test",
+                "--workspace",
+                "--locked",
+                "--no-run",
+                "--message-format=json",
+            ]);
+            let names: BTreeSet<&str> = targets.iter().map(|(_, target, _)| *target).collect();
+            for name in names {
+                if name == UNIT {
+                    command.arg("--lib")
+                } else {
+                    command.args(["--test", name])
+                };
+            }
+            let output = command.stderr(Stdio::inherit()).output()?;
+            for line in output.stdout.split(|&byte| byte == b'\n').filter(|line| line.starts_with(b"{")) {
+                read_message(&copy.tree, &serde_json::from_slice(line)?, &mut executables, &mut bad, &mut errors);
             }
             if bad.is_empty() && errors.is_empty() {
                 return Ok((Self { tree: copy.tree.clone(), executables }, unviable));
@@ -224,16 +230,25 @@ fn wait(mut child: Child, log: &Path) -> Result<(bool, String), Box<dyn Error>> 
 }
 
 fn read_message(
+    tree: &Path,
     message: &Value,
-    (package, target): (&str, &str),
     executables: &mut HashMap<(String, String), PathBuf>,
     bad: &mut BTreeSet<(PathBuf, usize)>,
     errors: &mut String,
 ) {
-    if let (Some(path), Some("test")) = (message["executable"].as_str(), message["target"]["kind"][0].as_str())
-        && message["target"]["name"] == target
+    let target = &message["target"];
+    let source = Path::new(target["src_path"].as_str().unwrap_or_default()).strip_prefix(tree);
+    if let (Some(path), Ok(source)) = (message["executable"].as_str(), source)
+        && let Some(package) = source.iter().next()
     {
-        executables.insert((package.to_owned(), target.to_owned()), path.into());
+        let name = match target["kind"][0].as_str() {
+            Some("test") => target["name"].as_str(),
+            Some("lib") => Some(UNIT),
+            _ => None,
+        };
+        if let Some(name) = name {
+            executables.insert((package.to_string_lossy().into_owned(), name.to_owned()), path.into());
+        }
     }
     let diagnostic = &message["message"];
     if message["reason"] == "compiler-message" && diagnostic["level"] == "error" {

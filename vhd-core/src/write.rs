@@ -293,7 +293,6 @@ impl Image<ReadWrite> {
     /// As [`write`](Self::write).
     pub fn reserve(&self, blocks: &[BlockIndex]) -> Result<(), WriteError> {
         self.check_not_failed()?;
-        self.check_can_grow()?;
         let Some(tables) = &self.tables else { return Ok(()) };
         let mut missing = Vec::new();
         for &block in blocks {

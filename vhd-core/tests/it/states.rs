@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use testkit::{pattern, scratch};
 use vhd_core::{
     BlockIndex, BlockSize, ByteCount, Container, Existing, Extents, FileOffset, FileStorage, Image, Lock, NewImage,
-    NewKind, ReadWrite, SectorRange, Source, Storage, create_file,
+    NewKind, ReadWrite, SectorRange, Source, Storage, WriteError, create_file,
 };
 
 use super::sectors;
@@ -21,11 +21,14 @@ const BLOCK: u64 = 256 << 20;
 const MOST: u64 = (32 << 20) / ((64 << 10) + 128);
 const BLOCKS: u64 = MOST + 9;
 
-/// A file that counts what is read of it, and lets a test do something whenever it is synced.
+/// What a test does at a sync; an error is that of the sync.
+type AtSync = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
+/// A file that counts what is read of it, and lets a test do something when it is synced next.
 struct Watched {
     file: FileStorage,
     read: AtomicU64,
-    at_sync: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    at_sync: Mutex<Option<AtSync>>,
 }
 
 impl fmt::Debug for Watched {
@@ -54,7 +57,7 @@ impl Storage for Watched {
 
     fn sync(&self) -> io::Result<()> {
         let work = self.at_sync.lock().unwrap().take();
-        work.into_iter().for_each(|work| work());
+        work.map_or(Ok(()), |work| work())?;
         self.file.sync()
     }
 }
@@ -152,10 +155,52 @@ fn readers_forget_nothing_that_a_flush_is_writing_out() {
             assert!(matches!(source(&reader, 0, 1), Source::Data(_)), "what was written is forgotten");
         };
         std::thread::scope(|scope| scope.spawn(look).join().unwrap());
+        Ok(())
     }));
     image.flush().unwrap();
     assert!(storage.at_sync.lock().unwrap().is_none(), "there was a sync to look beside");
     write(&image, 0, 2);
     image.flush().unwrap();
     assert_eq!(shown(&path, 0), 3);
+}
+
+#[test]
+fn states_of_blocks_that_are_given_back_take_no_memory() {
+    const SOME: u64 = 300;
+    let (_folder, path) = large();
+    let mut image = Image::open_writable(&path).unwrap();
+    for block in 0..SOME {
+        write(&image, block, 1);
+    }
+    image.release(&(0..SOME as u32).map(BlockIndex).collect::<Vec<_>>()).unwrap();
+    for block in 0..SOME {
+        write(&image, block, 2);
+    }
+    assert_eq!(shown(&path, 0), 0, "nothing had to be flushed");
+    image.close().unwrap();
+    assert_eq!(shown(&path, 0), 1);
+}
+
+/// The sync that failed may have lost the data of a write that has not returned yet: a sync that goes well says nothing
+/// of it.
+#[test]
+fn nothing_is_shown_after_a_sync_that_failed() {
+    type Step = fn(&Image<ReadWrite>) -> Result<(), WriteError>;
+    let cases: [(u64, Step); 3] = [(9, Image::flush), (9, Image::settle), (MOST, |_| Ok(()))];
+    for (others, then) in cases {
+        let (_folder, path) = large();
+        let (storage, image) = watched(&path);
+        for block in 0..others {
+            write(&image, block, 1);
+        }
+        let late = sector_of(MOST, 1);
+        let place = image.place_for(late).unwrap();
+        storage.write_at(&pattern::fill(late, 1), place).unwrap();
+        *storage.at_sync.lock().unwrap() = Some(Box::new(|| Err(io::ErrorKind::Other.into())));
+        image.flush().unwrap_err();
+        let failed = image.mark_present(late).and_then(|()| then(&image)).unwrap_err();
+        assert!(matches!(failed, WriteError::Failed { .. }), "{failed}");
+        drop(image);
+        assert_eq!((shown(&path, 0), shown(&path, MOST)), (1, 1));
+    }
 }

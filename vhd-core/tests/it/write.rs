@@ -4,11 +4,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use testkit::fault::FaultStorage;
 use testkit::pattern;
 use vhd_core::check::{self, Severity};
 use vhd_core::{
-    BlockIndex, BlockSize, ByteCount, Chain, ChainOptions, Existing, Layer, MAX_VIRTUAL_SIZE, MemoryStorage, NewImage,
-    NewKind, SectorCount, Volume, WriteError, create_file,
+    BlockIndex, BlockSize, ByteCount, Chain, ChainOptions, Container, Existing, Image, Layer, MAX_VIRTUAL_SIZE,
+    MemoryStorage, NewImage, NewKind, ReadWrite, SectorCount, Volume, WriteError, create_file,
 };
 
 use super::{container, new_image, open, open_writable, sectors};
@@ -86,6 +87,31 @@ fn zeroing_needs_no_room_where_nothing_was_written() {
     image.write_zeroes(sectors(0, 2048)).unwrap();
     image.close().unwrap();
     assert!(memory.to_vec() == before);
+}
+
+/// Counts the operations that change the storage of an image.
+fn operations(memory: &Arc<MemoryStorage>, work: impl FnOnce(&Image<ReadWrite>)) -> u64 {
+    let storage = Arc::new(FaultStorage::new(memory.clone(), u64::MAX, 0, std::io::ErrorKind::Other));
+    let image = Image::writable_from_container(Container::new("counted.vhd", storage.clone())).unwrap();
+    work(&image);
+    storage.operations()
+}
+
+#[test]
+fn no_step_is_taken_twice() {
+    let memory = new_image(1 << 20, dynamic(16 << 10));
+    let image = open_writable(&memory);
+    for block in 0..8 {
+        image.write(sectors(block * 32, 3), &[1; 1536]).unwrap();
+    }
+    image.close().unwrap();
+    let zeroing = operations(&memory, |image| image.write_zeroes(sectors(0, 8 * 32)).unwrap());
+    assert_eq!(zeroing, 8, "of each block what it has is zeroed once");
+    let writing = operations(&memory, |image| {
+        image.write(sectors(5, 1), &[1; 512]).unwrap();
+        image.flush().unwrap();
+    });
+    assert_eq!(writing, 4, "data, sync, bitmap, sync: the batmap has nothing to say of a block that is not full");
 }
 
 #[test]
