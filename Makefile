@@ -36,8 +36,9 @@ compare: ## the same work by us and by whichever peers are on the PATH
 soak: ## the model test, for as long as CASES cases take
 	PROPTEST_CASES=$${CASES:-100000} cargo test --release --locked -p coalesce-worker --test it model
 
-torture: setup ## crash states, kills, forests that are attacked and forests with changed blocks, TORTURE times as many as `make test` tries
+torture: setup ## crash states, kills, guests beside tapdisk, forests that are attacked and forests with changed blocks, TORTURE times as many as `make test` tries
 	TORTURE=$${TORTURE:-20} cargo test --release --locked -p vhd-tool --test crash -- --nocapture
+	TORTURE=$${TORTURE:-20} cargo test --release --locked -p vhd-tool --test vhd_util beside -- --nocapture
 	TORTURE=$${TORTURE:-20} cargo test --release --locked -p coalesce-worker --test it forests -- --nocapture
 	TORTURE=$${TORTURE:-20} cargo test --release --locked -p sr-plugin --test lives tracked -- --nocapture
 

@@ -270,8 +270,13 @@ fn size_of(path: &Path) -> u64 {
 const DOUBLE: Opener = |path| Ok(Box::new(Tapdisk::open(path)?));
 const REAL: Opener = |path| Ok(Box::new(RealTapdisk::open(path)?));
 
+/// Tries seeds; TORTURE times as many, and others by SEED.
 fn at_work(util: Util, open: Opener, seeds: std::ops::Range<u64>) {
-    for seed in seeds {
+    let number = |name| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
+    let (other, torture) = (number("SEED").unwrap_or(0), number("TORTURE").unwrap_or(1));
+    let count = (seeds.end - seeds.start) * torture;
+    let first = seeds.start + 1000 * other;
+    for seed in first..first + count {
         let mut manager = Manager::new(util, open, seed);
         for _ in 0..30 {
             manager.step();
