@@ -1,9 +1,10 @@
 //! `make mutants`: how many wrong lines the tests notice.
 //!
-//! The repository is copied, every wrong line that the modules below can have is compiled in at once, and the tests that concern a
-//! module run once for each, with its number in the environment; the order is random, by MUTANTS_SEED, until MUTANTS_MINUTES are
-//! over. MUTANTS_ONLY, in each line a part of a path or of `path:line`, asks for some of them. Those that no test notices, and that
-//! `docs/mutants.md` does not explain, may be one in twenty.
+//! The repository is copied, every wrong line that the modules below can have is compiled in at once, and each test runs once as
+//! it is, to find which lines it reaches. Then, for each line, the tests that reach it run with its number in the environment,
+//! until one fails; the order is random, by MUTANTS_SEED, until MUTANTS_MINUTES are over. MUTANTS_ONLY, in each line a part of
+//! a path or of `path:line`, asks for some of them. Those that no test notices, and that `docs/mutants.md` does not explain,
+//! may be one in twenty.
 
 mod explained;
 mod run;
@@ -12,10 +13,11 @@ mod sites;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use explained::Explained;
-use run::{Copy, Tests, UNIT};
+use run::{Copy, Tests, UNIT, in_parallel, next};
 use sites::Site;
 
 /// Modules, and the tests that concern them: package, target, and filters.
@@ -44,7 +46,7 @@ const MODULES: [(&[&str], &[TestTarget]); 4] = [
                 "it",
                 &["world", "locks", "review", "snapshot", "coalesce", "collect", "behaviours", "revert", "garbage"],
             ),
-            ("coalesce-worker", "it", &["unreadable", "hostile", "forests", "restored"]),
+            ("coalesce-worker", "it", &["unreadable", "hostile", "compose", "forests", "restored"]),
         ],
     ),
     (
@@ -63,6 +65,14 @@ const MODULES: [(&[&str], &[TestTarget]); 4] = [
 
 /// A package, a target of it, and filters.
 type TestTarget = (&'static str, &'static str, &'static [&'static str]);
+
+/// What became of a wrong line.
+#[derive(Clone, Copy, PartialEq)]
+enum Outcome {
+    Caught,
+    Excused,
+    Missed,
+}
 
 /// The part of the wrong lines that must be noticed.
 const LEAST: f64 = 0.95;
@@ -114,36 +124,46 @@ fn work() -> Result<bool, Box<dyn Error>> {
         "{} wrong lines, {unviable} more that do not compile; seed {seed}, {minutes} minutes",
         count - 1 - unviable
     );
-    for target in &targets {
-        tests.check_sound(*target)?;
-    }
+    let reach = tests.reach(&targets)?;
 
-    let mut all: Vec<(&Path, &Site, usize)> = Vec::new();
-    for (file, found, module) in &sites {
-        all.extend(found.iter().map(|site| (file.as_path(), site, *module)));
+    let is_asked_for = |place: &str| only.is_empty() || only.lines().any(|part| place.contains(part));
+    let mut all: Vec<(&Path, &Site, String)> = Vec::new();
+    for (file, found, _) in &sites {
+        for site in found {
+            let place = format!("{}:{}: {}: {}", file.display(), site.line, site.what, site.text);
+            all.extend(is_asked_for(&place).then_some((file.as_path(), site, place)));
+        }
     }
     all.sort_by_key(|(_, site, _)| scramble(seed ^ scramble(site.number as u64)));
     let end = Instant::now() + Duration::from_secs(minutes * 60);
-    let (mut caught, mut excused, mut missed) = (0, 0, 0);
-    for (file, site, module) in all {
-        if Instant::now() > end {
-            break;
+    let queue = Mutex::new(all.into_iter().take_while(|_| Instant::now() < end));
+    let outcomes = in_parallel(|_| {
+        let mut outcomes = Vec::new();
+        while let Some((file, site, place)) = next(&queue) {
+            let noticed = reach.first_to_notice(site.number);
+            outcomes.push(match (noticed, explained.reason(file, site)) {
+                (Ok(Some(test)), _) => {
+                    println!("caught  {place}  by {test}");
+                    Outcome::Caught
+                }
+                (Ok(None), Some(reason)) => {
+                    println!("excused {place}  {reason}");
+                    Outcome::Excused
+                }
+                (Ok(None), None) => {
+                    println!("MISSED  {place}  by {} tests", reach.count(site.number));
+                    Outcome::Missed
+                }
+                (Err(error), _) => {
+                    println!("MISSED  {place}  {error}");
+                    Outcome::Missed
+                }
+            });
         }
-        let place = format!("{}:{}: {}: {}", file.display(), site.line, site.what, site.text);
-        if !only.is_empty() && !only.lines().any(|part| place.contains(part)) {
-            continue;
-        }
-        if let Some(test) = tests.first_to_notice(site.number, MODULES[module].1)? {
-            caught += 1;
-            println!("caught  {place}  by {test}");
-        } else if let Some(reason) = explained.reason(file, site) {
-            excused += 1;
-            println!("excused {place}  {reason}");
-        } else {
-            missed += 1;
-            println!("MISSED  {place}");
-        }
-    }
+        outcomes
+    });
+    let count = |kind| outcomes.iter().filter(|&&outcome| outcome == kind).count() as u32;
+    let (caught, excused, missed) = (count(Outcome::Caught), count(Outcome::Excused), count(Outcome::Missed));
     let tried = caught + missed;
     let part = if tried == 0 { 1.0 } else { f64::from(caught) / f64::from(tried) };
     println!("{caught} caught, {missed} missed, {excused} excused, {unviable} unviable: {:.1} % caught", part * 100.0);

@@ -1,12 +1,13 @@
 //! The copy in which wrong lines are compiled, and the tests of it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::error::Error;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,33 @@ use crate::sites::{self, Site};
 
 /// What tells a program which line is to be wrong.
 const SWITCH: &str = "VHD_MUTANT";
+
+/// What tells a program where to write down which lines it reaches.
+const REACHED: &str = "VHD_MUTANTS_REACHED";
+
+/// What is appended to the library. Lines ask it whether they are to be wrong.
+const SWITCHBOARD: &str = r#"
+/// Tells whether the line of this number is to be wrong.
+#[doc(hidden)]
+pub fn mutant(number: u32) -> bool {
+    use std::io::Write;
+    use std::sync::{LazyLock, Mutex};
+    type Reached = (std::collections::HashSet<u32>, std::fs::File);
+    static CHOSEN: LazyLock<Option<u32>> = LazyLock::new(|| std::env::var("VHD_MUTANT").ok()?.parse().ok());
+    static REACHED: LazyLock<Option<Mutex<Reached>>> = LazyLock::new(|| {
+        let path = std::env::var_os("VHD_MUTANTS_REACHED")?;
+        let file = std::fs::File::options().append(true).create(true).open(path).ok()?;
+        Some(Mutex::new((std::collections::HashSet::new(), file)))
+    });
+    if let Some(reached) = &*REACHED
+        && let Ok(mut reached) = reached.lock()
+        && reached.0.insert(number)
+    {
+        let _ = reached.1.write_all(format!("{number}\n").as_bytes());
+    }
+    *CHOSEN == Some(number)
+}
+"#;
 
 /// The target of a package's unit tests.
 pub(crate) const UNIT: &str = "lib";
@@ -92,6 +120,22 @@ pub(crate) struct Tests {
     executables: HashMap<(String, String), PathBuf>,
 }
 
+/// One test, and what it does where no line is wrong.
+struct Test {
+    package: &'static str,
+    executable: PathBuf,
+    name: String,
+    takes: Duration,
+    reaches: HashSet<usize>,
+}
+
+/// Which tests reach which lines.
+pub(crate) struct Reach {
+    tree: PathBuf,
+    /// The quickest first.
+    tests: Vec<Test>,
+}
+
 impl Tests {
     /// Compiles the sites in, leaves out those that do not compile, and counts these.
     pub(crate) fn build(
@@ -100,12 +144,7 @@ impl Tests {
         targets: &[TestTarget],
     ) -> Result<(Self, usize), Box<dyn Error>> {
         let library = Path::new("vhd-core/src/lib.rs");
-        let switch = format!(
-            "\n/// Tells whether the line of this number is to be wrong.\n#[doc(hidden)]\npub fn mutant(number: u32) -> bool {{\n    \
-             static CHOSEN: std::sync::LazyLock<Option<u32>> = std::sync::LazyLock::new(|| std::env::var({SWITCH:?}).ok()?.parse().ok());\n    \
-             *CHOSEN == Some(number)\n}}\n"
-        );
-        copy.write(library, &(copy.original(library)? + &switch))?;
+        copy.write(library, &(copy.original(library)? + SWITCHBOARD))?;
         let mut unviable = 0;
         loop {
             for (file, found, _) in sites.iter() {
@@ -149,84 +188,123 @@ impl Tests {
         }
     }
 
-    /// Runs a target as it is: what fails without a wrong line tells nothing.
-    pub(crate) fn check_sound(&self, target: TestTarget) -> Result<(), Box<dyn Error>> {
-        match self.run(target, None)? {
-            None => Ok(()),
-            Some(test) => Err(format!("{} {}: fails without a wrong line: {test}", target.0, target.1).into()),
+    /// Runs each test as it is, and finds which lines it reaches.
+    pub(crate) fn reach(&self, targets: &[TestTarget]) -> Result<Reach, Box<dyn Error>> {
+        let mut tests: Vec<Test> = Vec::new();
+        for (package, target, filters) in targets {
+            let key = ((*package).to_owned(), (*target).to_owned());
+            let executable =
+                self.executables.get(&key).ok_or_else(|| format!("no test {target} of {package} was built"))?;
+            let list = Command::new(executable).args(*filters).args(["--list", "--format", "terse"]).output()?;
+            for name in String::from_utf8(list.stdout)?.lines().filter_map(|line| line.strip_suffix(": test")) {
+                if !tests.iter().any(|test| test.executable == *executable && test.name == name) {
+                    tests.push(Test {
+                        package,
+                        executable: executable.clone(),
+                        name: name.into(),
+                        takes: MOST,
+                        reaches: HashSet::new(),
+                    });
+                }
+            }
         }
+        let queue = Mutex::new(tests.iter_mut());
+        let failed: Vec<String> = in_parallel(|number| {
+            let mut failed = Vec::new();
+            let reached = self.tree.join(format!("../reached{number}"));
+            while let Some(test) = next(&queue) {
+                let start = Instant::now();
+                let _ = fs::remove_file(&reached);
+                let went_well = test.run(&self.tree, |command| command.env(REACHED, &reached));
+                test.takes = start.elapsed();
+                let lines = fs::read_to_string(&reached).unwrap_or_default();
+                test.reaches = lines.lines().filter_map(|line| line.parse().ok()).collect();
+                if !went_well.is_ok_and(|it| it) {
+                    failed.push(format!("{} {}", test.package, test.name));
+                }
+            }
+            failed
+        });
+        if !failed.is_empty() {
+            return Err(format!("these fail without a wrong line: {}", failed.join(", ")).into());
+        }
+        tests.sort_by_key(|test| test.takes);
+        Ok(Reach { tree: self.tree.clone(), tests })
     }
+}
 
-    /// Runs the tests with one line wrong; gives the first that fails.
-    pub(crate) fn first_to_notice(
-        &self,
-        number: usize,
-        targets: &[TestTarget],
-    ) -> Result<Option<String>, Box<dyn Error>> {
-        for target in targets {
-            if let Some(test) = self.run(*target, Some(number))? {
-                return Ok(Some(test));
+impl Reach {
+    /// Runs the tests that reach a line with that line wrong; gives the first that fails.
+    pub(crate) fn first_to_notice(&self, number: usize) -> std::io::Result<Option<&str>> {
+        for test in self.tests.iter().filter(|test| test.reaches.contains(&number)) {
+            if !test.run(&self.tree, |command| command.env(SWITCH, number.to_string()))? {
+                return Ok(Some(&test.name));
             }
         }
         Ok(None)
     }
 
-    fn run(
-        &self,
-        (package, target, filters): TestTarget,
-        number: Option<usize>,
-    ) -> Result<Option<String>, Box<dyn Error>> {
-        let key = (package.to_owned(), target.to_owned());
-        let executable =
-            self.executables.get(&key).ok_or_else(|| format!("no test {target} of {package} was built"))?;
-        let log = self.tree.join("../log");
-        let mut command = Command::new(executable);
-        command
-            .current_dir(self.tree.join(package))
-            .env("CARGO_MANIFEST_DIR", self.tree.join(package))
-            .env("RUST_BACKTRACE", "0")
-            .args(filters)
-            .args(["--format", "pretty"])
-            .stdin(Stdio::null())
-            .stdout(fs::File::create(&log)?)
-            .stderr(Stdio::null())
-            // What it starts ends with it.
-            .process_group(0);
-        match number {
-            Some(number) => command.env(SWITCH, number.to_string()),
-            None => command.env_remove(SWITCH),
-        };
-        let status = wait(command.spawn()?, &log)?;
-        let (went_well, failed) = status;
-        Ok((!went_well).then_some(failed))
+    /// Counts the tests that reach a line.
+    pub(crate) fn count(&self, number: usize) -> usize {
+        self.tests.iter().filter(|test| test.reaches.contains(&number)).count()
     }
 }
 
-/// The longest that one run may take, wrong lines that never end included.
-const PATIENCE: Duration = Duration::from_secs(300);
+impl Test {
+    /// Tells whether it goes well.
+    fn run(&self, tree: &Path, with: impl FnOnce(&mut Command) -> &mut Command) -> std::io::Result<bool> {
+        let mut command = Command::new(&self.executable);
+        command
+            .current_dir(tree.join(self.package))
+            .env("CARGO_MANIFEST_DIR", tree.join(self.package))
+            .env("RUST_BACKTRACE", "0")
+            .env_remove(SWITCH)
+            .args(["--exact", &self.name])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // What it starts ends with it.
+            .process_group(0);
+        let mut child = with(&mut command).spawn()?;
+        let end = Instant::now() + MOST.min(self.takes * 10 + Duration::from_secs(30));
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status.success());
+            }
+            if Instant::now() > end {
+                kill_process_group(Pid::from_child(&child), Signal::KILL)?;
+                child.wait()?;
+                return Ok(false);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
 
-/// Waits until tests have ended, or one has failed; tells whether all went well, and which did not.
-fn wait(mut child: Child, log: &Path) -> Result<(bool, String), Box<dyn Error>> {
-    let start = Instant::now();
-    let failed = || {
-        let text = fs::read_to_string(log).unwrap_or_default();
-        let line = text.lines().find(|line| line.starts_with("test ") && line.ends_with("FAILED"));
-        line.and_then(|line| line.split(' ').nth(1)).map(str::to_owned)
-    };
-    let ended = loop {
-        if let Some(status) = child.try_wait()? {
-            break status.success().then_some(());
-        }
-        if failed().is_some() || start.elapsed() > PATIENCE {
-            // Its group: tests start programs.
-            kill_process_group(Pid::from_child(&child), Signal::KILL)?;
-            child.wait()?;
-            break None;
-        }
-        thread::sleep(Duration::from_millis(50));
-    };
-    let what = failed().unwrap_or_else(|| "it did not end, or died".into());
-    Ok((ended.is_some(), what))
+/// The longest that one test may take, wrong lines that never end included.
+const MOST: Duration = Duration::from_secs(300);
+
+/// Tests wait more than they compute: this many run at a time.
+const JOBS: usize = 4;
+
+/// Does work in several threads, each with its number, and collects what they give.
+pub(crate) fn in_parallel<T: Send>(work: impl Fn(usize) -> Vec<T> + Sync) -> Vec<T> {
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..JOBS)
+            .map(|number| {
+                scope.spawn({
+                    let work = &work;
+                    move || work(number)
+                })
+            })
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("it does not panic")).collect()
+    })
+}
+
+/// Takes the next of what several threads share.
+pub(crate) fn next<T>(queue: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner).next()
 }
 
 fn read_message(

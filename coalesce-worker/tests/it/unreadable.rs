@@ -123,6 +123,27 @@ fn the_base_that_a_child_was_linked_to_stays() {
     assert!(["other.vhd", "more.vhd"].map(|name| scene::content(&scene.file(name))) == expected);
 }
 
+/// Nobody has looked since: whoever makes a child keeps what its parent is.
+#[test]
+fn the_base_of_a_child_that_was_just_made_stays() {
+    for volume in ["child.vhd", "empty.vhd"] {
+        for (why, what) in DAMAGES {
+            let scene = two_trees();
+            scene.child("empty.vhd", "base.vhd");
+            worker::snapshot(&scene.file(volume), &scene.file("more.vhd")).unwrap();
+            let before = scene::content(&scene.file("more.vhd"));
+            let aside = damage(&scene, "more.vhd", what);
+            let repository = Repository::open(scene.path(), ChainOptions::default()).unwrap().0;
+            for name in ["child.vhd", "twin.vhd", "empty.vhd"] {
+                repository.delete(&scene.file(name)).unwrap();
+            }
+            worker::collect(scene.path());
+            undo(&scene, "more.vhd", &aside);
+            assert!(scene::content(&scene.file("more.vhd")) == before, "{volume}: {why}");
+        }
+    }
+}
+
 /// Nobody has ever seen what a file was. What may have lost its last child by that stays, and is told; what was deleted on
 /// purpose goes.
 #[test]
