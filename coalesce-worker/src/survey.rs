@@ -130,6 +130,7 @@ impl Survey {
                 kept.insert(path.clone());
                 survey.waiting.push(Waiting { path, reason: "deleted, but still needed".into() });
             } else if is_busy(&path) {
+                kept.insert(path.clone());
                 survey.waiting.push(Waiting { path, reason: "deleted, but still in use".into() });
             } else {
                 survey.garbage.push(path);

@@ -46,7 +46,7 @@ const MODULES: [(&[&str], &[TestTarget]); 4] = [
                 "it",
                 &["world", "locks", "review", "snapshot", "coalesce", "collect", "behaviours", "revert", "garbage"],
             ),
-            ("coalesce-worker", "it", &["unreadable", "hostile", "compose", "forests", "restored"]),
+            ("coalesce-worker", "it", &["unreadable", "hostile", "compose", "survey", "forests", "restored"]),
         ],
     ),
     (

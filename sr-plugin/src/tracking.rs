@@ -401,6 +401,8 @@ impl Locked<'_> {
 
 #[cfg(test)]
 mod tests {
+    use vhd_core::{ByteCount, Existing, NewImage, NewKind, create_file};
+
     use super::*;
 
     fn range(start: u64, end: u64) -> SectorRange {
@@ -420,6 +422,16 @@ mod tests {
         assert_eq!(blocks.bits(1, 10), [0b1000_0000, 0b1000_0000]);
         assert_eq!(blocks.bits(8, 32), [0b0100_0000, 0, 0]);
         assert!(blocks.bits(20, 20).is_empty());
+    }
+
+    #[test]
+    fn a_fixed_image_holds_all_of_its_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fixed.vhd");
+        let new = NewImage::new(ByteCount(3 * GRANULARITY + SECTOR_SIZE), NewKind::Fixed);
+        create_file(&path, &new, Existing::Keep).unwrap();
+        let chain = Chain::open(&path, &ChainOptions::default()).unwrap();
+        assert_eq!(Blocks::held_by_layers(chain.layers()).unwrap().0, [0b1111_0000]);
     }
 
     #[test]

@@ -17,5 +17,6 @@ mod restored;
 mod revert;
 mod review;
 mod snapshot;
+mod survey;
 mod unreadable;
 mod world;

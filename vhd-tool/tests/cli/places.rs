@@ -120,3 +120,29 @@ fn a_raw_disk_is_as_long_as_the_device_that_it_is_written_to() {
     found.truncate(disk.len());
     assert!(found == disk);
 }
+
+/// What a device held before is nowhere read as the disk that it is written with.
+#[test]
+fn what_a_device_held_before_is_gone() {
+    for (source, format) in [("disk.img", "raw"), ("disk.vhd", "vhd")] {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path();
+        let device = LoopDevice::new(&at.join("device"), 12 << 20);
+        // Something in the middle, and nothing in the first, other and last blocks.
+        raw(at, "disk.img", 11 << 20, &[(5 << 20, 5000)]);
+        done(at, &["stream", "--source", "disk.img", "--destination", "disk.vhd", "--destination-format", "vhd"]);
+        let size = ["--destination-size", &(11 << 20).to_string()].map(str::to_owned);
+        for (command, size) in [("stream", &[][..]), ("serve", &size[..])] {
+            let file = std::fs::OpenOptions::new().write(true).open(&device.path).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, &vec![7; 12 << 20], 0).unwrap();
+            drop(file);
+            let target = format!("file://{}", device.path.display());
+            let options = ["--source", source, "--source-format", format, "--destination", &target];
+            let size: Vec<&str> = size.iter().map(String::as_str).collect();
+            done(at, &[&[command][..], &options, &["--destination-format", "raw"], &size].concat());
+            let found = fs::read(&device.path).unwrap();
+            assert!(found[..11 << 20] == fs::read(at.join("disk.img")).unwrap(), "{command} {format}");
+            assert!(found[11 << 20..].iter().all(|&byte| byte == 7), "{command} {format}: what lies behind the disk");
+        }
+    }
+}

@@ -265,6 +265,11 @@ fn people_see_what_would_be_sent() {
     let text = done(folder.path(), &["stream", "--source", "disk.img", "--destination-protocol", "human"]);
     let words: Vec<&str> = text.split_whitespace().collect();
     assert_eq!(words, ["0", "8192", "zeros", "8192", "4096", "data", "12288", "1036288", "zeros"]);
+    // What is moved in several pieces is one run.
+    raw(folder.path(), "long.img", 4 << 20, &[(0, 3 << 20)]);
+    let text = done(folder.path(), &["stream", "--source", "long.img", "--destination-protocol", "human"]);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    assert_eq!(words, ["0", "3145728", "data", "3145728", "1048576", "zeros"]);
 }
 
 /// All percents, as a program reads them.
