@@ -162,7 +162,8 @@ impl Sr {
     fn own_changes(&self, key: &str) -> Result<Blocks, Failure> {
         let mut blocks = self.stored_changes(key)?;
         let metadata = self.metadata(key)?.unwrap_or_default();
-        if !metadata.read_only && self.image(key)?.is_some() {
+        // A volume that has lost its image is an error: nobody knows what it had changed.
+        if !metadata.read_only {
             let tracking = metadata.tracking.unwrap_or_default();
             let chain = Chain::open(&self.image_path(key)?, &ChainOptions::default())?;
             if self.holds_own_changes(&chain, &tracking)? {
@@ -354,7 +355,6 @@ impl Locked<'_> {
             let sr = self.sr();
             let is_tracked = |metadata: &Metadata| metadata.read_only && metadata.tracking.is_some();
             if sr.metadata(key)?.as_ref().is_some_and(is_tracked)
-                && sr.image(key)?.is_some()
                 && let Some(content) = sr.content(key)?
             {
                 store::write_bytes(&sr.content_path(key), &content.0)?;

@@ -325,6 +325,10 @@ fn an_abort_is_quick_and_the_next_run_goes_on_from_there() {
     let taken = aborted.lock().unwrap().unwrap().elapsed();
     assert!(matches!(error, CoalesceError::Merge(MergeError::Aborted(_))), "{error}");
     assert!(taken < Duration::from_millis(200) + CHECKING, "{taken:?}");
+    // One that is stopped before its first checkpoint keeps those of the one before.
+    let stopped = Abort::new();
+    stopped.abort();
+    unchanged(scene.path(), || execute(&scene, &Budget::default(), &stopped, &|_| {}).unwrap_err());
     let outcome = unchanged(scene.path(), || execute(&scene, &Budget::default(), &Abort::new(), &|_| {}).unwrap());
     assert!(outcome.resumed.0 > 0, "{outcome:?}");
     println!("stopped at half of {all} bytes, {} were moved after that", outcome.moved.data);

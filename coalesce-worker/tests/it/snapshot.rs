@@ -1,6 +1,7 @@
 //! Snapshots, and what is found after one that was interrupted.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use coalesce_worker::{DeleteError, Deleted, SnapshotError, Snapshotted};
@@ -51,6 +52,29 @@ fn the_volume_becomes_a_hidden_base_with_two_children() {
     write.close().unwrap();
     assert_ne!(hash(&volume), before);
     assert_eq!(hash(&twin), before);
+}
+
+/// Also by a merge, which puts another file in the volume's place.
+#[test]
+fn a_volume_and_its_snapshots_belong_to_whom_it_belonged() {
+    let folder = golden::unpack(&["base.vhd"]);
+    let path = |name: &str| folder.path().join(name);
+    std::os::unix::fs::chown(path("base.vhd"), Some(1234), Some(5678)).unwrap();
+    fs::set_permissions(path("base.vhd"), fs::Permissions::from_mode(0o640)).unwrap();
+    snapshot(&path("base.vhd"), &path("s1.vhd")).unwrap();
+    let write = Volume::open(&path("base.vhd"), &options()).unwrap();
+    write.write(sectors(5, 1), &[9; 512]).unwrap();
+    write.close().unwrap();
+    let is_theirs = |name: &str| {
+        let found = fs::metadata(path(name)).unwrap();
+        assert_eq!((found.uid(), found.gid(), found.mode() & 0o777), (1234, 5678, 0o640), "{name}");
+    };
+    is_theirs("base.vhd");
+    is_theirs("s1.vhd");
+    worker::repository_of(&path("base.vhd"), &options()).delete(&path("s1.vhd")).unwrap();
+    worker::collect(folder.path());
+    assert_eq!(files(folder.path()), [path("base.vhd")]);
+    is_theirs("base.vhd");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use coalesce_worker::{Direction, Repository, Survey};
+use coalesce_worker::{Abort, Coalesce, Direction, Repository, Request, Survey};
 use testkit::scene::{self, Scene};
 use testkit::worker;
 use vhd_core::{ByteCount, ChainOptions, Image, Lock, ReadOnly, Volume};
@@ -149,6 +149,16 @@ fn trees_in_which_something_is_wrong_are_left_alone() {
     assert_eq!(survey(&scene).runs().map(|run| name(&run.into)).collect::<Vec<_>>(), ["well-base.vhd"]);
     fs::rename(&aside, scene.file("mid.vhd")).unwrap();
 
+    // One that is damaged: neither it nor whoever needs it is touched.
+    let whole = fs::read(scene.file("mid.vhd")).unwrap();
+    let mut damaged = whole.clone();
+    damaged[512..1536].fill(0);
+    fs::write(scene.file("mid.vhd"), damaged).unwrap();
+    let found = isolated(&scene);
+    let of = |wanted: &str| found.iter().find(|(name, _)| name == wanted).map_or("", |(_, reason)| reason);
+    assert!(of("mid.vhd").contains("header") && of("leaf.vhd").contains("lost its parent"), "{found:?}");
+    fs::write(scene.file("mid.vhd"), whole).unwrap();
+
     // One that names another's path, and is no child of it.
     let well = fs::read(scene.file("well-mid.vhd")).unwrap();
     fs::copy(scene.file("leaf.vhd"), scene.file("well-mid.vhd")).unwrap();
@@ -188,4 +198,25 @@ fn children_whose_parent_was_renamed_are_strays() {
     fs::remove_file(scene.file("copy.vhd")).unwrap();
     Image::open_writable(&scene.file("renamed.vhd")).unwrap().set_hidden(false).unwrap();
     assert_eq!(strays(&scene), [], "a volume is not taken for a base");
+}
+
+/// What has been moved in one direction is not moved again in the other, even if that would have been cheaper.
+#[test]
+fn a_merge_that_was_begun_goes_on() {
+    for begun in [Direction::Up, Direction::Down] {
+        let scene = Scene::default();
+        chain(&scene, &["base.vhd", "mid.vhd"]);
+        // The cheaper direction is the other one.
+        let most = if begun == Direction::Up { "base.vhd" } else { "mid.vhd" };
+        scene.write(most, 0..SECTORS, 7);
+        let planned = |scene: &Scene| survey(scene).runs().map(|run| run.direction).collect::<Vec<_>>();
+        assert_ne!(planned(&scene), [begun]);
+        let repository = Repository::open(scene.path(), ChainOptions::default()).unwrap().0;
+        let request =
+            Request { node: scene.file("mid.vhd"), into: Some(scene.file("base.vhd")), direction: begun, keep: false };
+        let abort = Abort::new();
+        let stop = |_: ByteCount| abort.abort();
+        worker::interrupt(Coalesce::prepare(&repository, &request).unwrap(), &stop, &abort).unwrap_err();
+        assert_eq!(planned(&scene), [begun]);
+    }
 }

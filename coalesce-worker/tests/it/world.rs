@@ -7,13 +7,15 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use coalesce_worker::{
-    Abort, Budget, Coalesce, CoalesceError, CopyMethod, Deleted, Direction, MergeOptions, Repository, Request,
-    Snapshotted,
+    Abort, Budget, Coalesce, CoalesceError, CopyMethod, DeleteError, Deleted, Direction, MergeOptions, Repository,
+    Request, Snapshotted, Unfinished, WaitReason,
 };
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, IFlags, RenameFlags, ioctl_getflags, ioctl_setflags, renameat_with};
 use testkit::scene::{self, Scene};
 use testkit::{pattern, worker};
-use vhd_core::{ChainOptions, FileStorage, HeaderChange, Image, Lock, MetadataError, ParentLink, Sector, SectorRange};
+use vhd_core::{
+    ChainOptions, FileStorage, HeaderChange, Image, Lock, MetadataError, ParentLink, Sector, SectorRange, Volume,
+};
 
 const SECTORS: u64 = 400;
 
@@ -190,6 +192,10 @@ fn a_torn_header_of_the_target_is_mended_before_the_rest() {
     );
     let journal = scene.file(".vhd").join(&scene::state_files(scene.path())[0]);
     fs::write(&journal, [fs::read(&journal).unwrap(), frame(&text)].concat()).unwrap();
+    let user = FileStorage::open(&scene.file("leaf.vhd"), Lock::Shared).unwrap();
+    let recovered = Repository::open(scene.path(), ChainOptions::default()).unwrap().1;
+    assert!(matches!(&recovered.waiting[..], [Unfinished { reason: WaitReason::InUse, .. }]), "{recovered:?}");
+    drop(user);
     recovers_to(&scene, &[("leaf.vhd", disk(&[BASE, MID, LEAF]))], 2);
 }
 
@@ -243,6 +249,56 @@ fn a_volume_that_a_damaged_file_may_need_is_only_hidden() {
     fs::write(&path, bytes).unwrap();
     assert_eq!(open(scene.path()).delete(&scene.file("leaf.vhd")).unwrap(), Deleted::Hidden);
     assert!(scene.file("leaf.vhd").exists());
+}
+
+/// The journal of a deletion that was killed.
+fn leave_deletion(scene: &Scene, name: &str, id: vhd_core::Uuid) {
+    let text = format!(r#"{{"record":"delete","path":"{name}","unique_id":"{id}"}}"#);
+    leave_journal(scene.path(), "0.journal", &text);
+}
+
+/// It was killed before it had hidden anything, and somebody uses the volume: nothing is left to do, and nothing to wait for.
+#[test]
+fn a_deletion_that_has_hidden_nothing_is_forgotten() {
+    let scene = chain();
+    leave_deletion(&scene, "leaf.vhd", unique_id(&scene, "leaf.vhd"));
+    let user = Volume::open(&scene.file("leaf.vhd"), &ChainOptions::default()).unwrap();
+    open(scene.path());
+    user.close().unwrap();
+    recovers_to(&scene, &[("leaf.vhd", disk(&[BASE, MID, LEAF]))], 3);
+}
+
+#[test]
+fn a_deletion_takes_no_other_file_of_that_name() {
+    let scene = chain();
+    leave_deletion(&scene, "leaf.vhd", vhd_core::Uuid::from_u128(7));
+    scene.hide("leaf.vhd");
+    open(scene.path());
+    assert!(scene.file("leaf.vhd").exists() && scene::state_files(scene.path()).is_empty());
+    leave_deletion(&scene, "leaf.vhd", unique_id(&scene, "leaf.vhd"));
+    open(scene.path());
+    assert!(!scene.file("leaf.vhd").exists());
+}
+
+/// In a folder to which files are only added nothing can be deleted.
+#[test]
+fn a_deletion_that_fails_is_an_error_and_is_done_later() {
+    let scene = chain();
+    let append_only = |on| {
+        let folder = fs::File::open(scene.path()).unwrap();
+        let flags = ioctl_getflags(&folder).unwrap();
+        let flags = if on { flags | IFlags::APPEND } else { flags - IFlags::APPEND };
+        ioctl_setflags(&folder, flags).unwrap();
+    };
+    let repository = open(scene.path());
+    append_only(true);
+    let deleted = repository.delete(&scene.file("leaf.vhd"));
+    let recovered = Repository::open(scene.path(), ChainOptions::default()).unwrap().1;
+    append_only(false);
+    assert!(matches!(deleted, Err(DeleteError::File(_))), "{deleted:?}");
+    assert!(matches!(&recovered.waiting[..], [it] if it.path.ends_with("leaf.vhd")), "{recovered:?}");
+    open(scene.path());
+    assert!(!scene.file("leaf.vhd").exists() && scene::state_files(scene.path()).is_empty());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::disks::{bits, changed, collect, content, differing, write};
+use crate::disks::{bits, changed, collect, content, differing, image, write};
 use crate::plugin::{Plugin, arguments};
 
 const MIB: u64 = 1 << 20;
@@ -161,4 +161,18 @@ fn volumes_that_share_most_come_first() {
     let mut both = [volume, new];
     both.sort_unstable();
     assert_eq!(similar(&old), json!(both));
+}
+
+/// Nobody knows what it had changed: that is not told as nothing.
+#[test]
+fn a_volume_that_has_lost_its_image_has_no_list() {
+    let plugin = Plugin::install();
+    let sr = plugin.sr("sr");
+    let volume = plugin.create(&sr, "volume", 8 * MIB);
+    plugin.volume(&sr, "enable_cbt", &volume, &json!({}));
+    let snapshot = plugin.new_volume(&sr, "snapshot", &volume);
+    write(&sr, &volume, 0, 400, 1);
+    std::fs::remove_file(image(&sr, &volume)).unwrap();
+    let call = arguments(&sr, &snapshot, &json!({ "key2": volume, "offset": 0, "length": -1 }));
+    plugin.try_call("Volume.list_changed_blocks", &call).unwrap_err();
 }

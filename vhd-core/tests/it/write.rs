@@ -90,10 +90,10 @@ fn zeroing_needs_no_room_where_nothing_was_written() {
 }
 
 /// Counts the operations that change the storage of an image.
-fn operations(memory: &Arc<MemoryStorage>, work: impl FnOnce(&Image<ReadWrite>)) -> u64 {
+fn operations(memory: &Arc<MemoryStorage>, work: impl FnOnce(&mut Image<ReadWrite>)) -> u64 {
     let storage = Arc::new(FaultStorage::new(memory.clone(), u64::MAX, 0, std::io::ErrorKind::Other));
-    let image = Image::writable_from_container(Container::new("counted.vhd", storage.clone())).unwrap();
-    work(&image);
+    let mut image = Image::writable_from_container(Container::new("counted.vhd", storage.clone())).unwrap();
+    work(&mut image);
     storage.operations()
 }
 
@@ -112,6 +112,7 @@ fn no_step_is_taken_twice() {
         image.flush().unwrap();
     });
     assert_eq!(writing, 4, "data, sync, bitmap, sync: the batmap has nothing to say of a block that is not full");
+    assert_eq!(operations(&memory, |image| image.trim_tail().unwrap()), 0, "nothing lies behind the last block");
 }
 
 #[test]

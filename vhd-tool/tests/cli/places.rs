@@ -146,3 +146,22 @@ fn what_a_device_held_before_is_gone() {
         }
     }
 }
+
+/// A file that is written front to back is no longer than what was sent; a device keeps what lies behind it.
+#[test]
+fn an_image_that_is_sent_over_something_else_is_the_same_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    raw(at, "disk.img", 3 << 20, &[(4096, 5000)]);
+    done(at, &["convert", "disk.img", "disk.vhd", "--from", "raw", "--to", "dynamic"]);
+    let stream = ["stream", "--source", "disk.vhd", "--source-format", "vhd", "--destination-format", "vhd"];
+    done(at, &[&stream[..], &["--destination", "new.vhd"]].concat());
+    fs::write(at.join("old.vhd"), vec![7; 9 << 20]).unwrap();
+    done(at, &[&stream[..], &["--destination", "old.vhd"]].concat());
+    same(at, "new.vhd", "old.vhd");
+    let device = LoopDevice::new(&at.join("device"), 12 << 20);
+    let target = format!("file://{}", device.path.display());
+    done(at, &[&stream[..], &["--destination", &target]].concat());
+    let (sent, found) = (fs::read(at.join("new.vhd")).unwrap(), fs::read(&device.path).unwrap());
+    assert!(found.len() == 12 << 20 && found[..sent.len()] == sent);
+}

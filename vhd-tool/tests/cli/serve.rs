@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use testkit::golden;
 
-use crate::program::{command, done, expected, names, refused, space};
+use crate::program::{command, done, expected, guest, names, refused, space};
 use crate::stream::{chain, percents, raw, same, shell, shell_ended};
 
 #[test]
@@ -195,6 +195,25 @@ fn absurd_frames_are_refused() {
     command(at, &sized).write_stdin(whole).assert().success();
     let written = fs::read(at.join("x")).unwrap();
     assert_eq!((written.len(), &written[..3], &written[7999..8004]), (10000, &b"xy\0"[..], &b"\0abc\0"[..]));
+}
+
+/// Chunks start and end anywhere, also in a sector that another has brought a part of.
+#[test]
+fn chunks_that_share_sectors_all_arrive_in_an_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let mut disk = vec![0; 3 << 20];
+    let mut sent = Vec::new();
+    for (start, length) in [(0_usize, 512_usize), (700, 100), (800, 3000), (5000, 24), (5100, 4096), (2_097_000, 400)] {
+        let bytes: Vec<u8> = (0..length).map(|i| (start + i * 3) as u8 | 1).collect();
+        disk[start..start + length].copy_from_slice(&bytes);
+        sent.extend(frame(start as u64, length as u32, &bytes));
+    }
+    sent.extend(frame(0, 0, &[]));
+    fs::write(at.join("chunks"), sent).unwrap();
+    let serve = ["serve", "--source", "chunks", "--source-protocol", "chunked", "--destination-size", "3145728"];
+    done(at, &[&serve[..], &["--destination-format", "vhd", "--destination", "a.vhd"]].concat());
+    assert_eq!(guest(at, "a.vhd"), testkit::sha256(&disk));
 }
 
 #[test]
