@@ -302,6 +302,18 @@ fn children_count_whatever_they_are_called_and_wherever_they_lie() {
     refused_for(&worker::coalesce(&keep, &anywhere).unwrap_err(), "beside.vhd");
 }
 
+/// A merge up leaves nothing in the sources' place that could be kept.
+#[test]
+fn a_node_that_is_merged_into_is_not_kept_beside_it() {
+    let folder = golden::unpack(&["base.vhd", "mid.vhd"]);
+    let path = |name: &str| folder.path().join(name);
+    let before = (hash(&path("mid.vhd")), layers(&path("mid.vhd")));
+    let up = Request { keep: true, direction: Direction::Up, ..request(&path("mid.vhd"), None) };
+    let error = execute(&up).unwrap_err();
+    assert!(matches!(error, CoalesceError::KeepUp), "{error}");
+    assert_eq!((hash(&path("mid.vhd")), layers(&path("mid.vhd"))), before);
+}
+
 fn fill_with(path: &Path, options: &ChainOptions) {
     let volume = Volume::open(path, options).unwrap();
     volume.write(SectorRange::new(Sector(0), SectorCount(1)), &[7; 512]).unwrap();

@@ -146,6 +146,26 @@ fn a_volume_that_was_not_gets_the_merged_file() {
     recovers_to(&scene, &[("leaf.vhd", disk(&[BASE, MID, LEAF]))], 1);
 }
 
+/// Whoever uses an image of a run is waited for, whichever it is.
+#[test]
+fn a_merge_is_not_finished_while_one_of_its_images_is_in_use() {
+    for direction in [Direction::Down, Direction::Up] {
+        for used in ["base.vhd", "mid.vhd", "leaf.vhd"] {
+            let scene = chain();
+            interrupt(&open(scene.path()), &request(&scene, "leaf.vhd", "base.vhd", direction), true);
+            let user = Image::open_writable(&scene.file(used)).unwrap();
+            let recovered = Repository::open(scene.path(), ChainOptions::default()).unwrap().1;
+            let waits = matches!(
+                &recovered.waiting[..],
+                [Unfinished { reason: WaitReason::InUse, path }] if path.ends_with(used)
+            );
+            assert!(waits, "{direction:?} {used}: {recovered:?}");
+            drop(user);
+            recovers_to(&scene, &[("leaf.vhd", disk(&[BASE, MID, LEAF]))], 1);
+        }
+    }
+}
+
 /// A merge whose volume then was to be snapshotted: the second name that this gave the volume's file must go first, or it
 /// would be left over as a volume of its own.
 #[test]
@@ -225,14 +245,48 @@ fn what_a_collection_was_to_delete_is_looked_at_again() {
     recovers_to(&scene, &[("leaf.vhd", disk(&[BASE, MID, LEAF]))], 3);
 }
 
+#[test]
+fn what_a_merge_leaves_takes_no_other_file_of_that_name() {
+    let scene = chain();
+    scene.hide("leaf.vhd");
+    let leave = |id| {
+        let text =
+            format!(r#"{{"record":"linked","obsolete":[{{"path":"leaf.vhd","unique_id":"{id}"}}],"readers":[]}}"#);
+        leave_journal(scene.path(), "0.journal", &text);
+        open(scene.path());
+        assert!(scene::state_files(scene.path()).is_empty());
+    };
+    leave(vhd_core::Uuid::from_u128(8));
+    assert!(scene.file("leaf.vhd").exists());
+    leave(unique_id(&scene, "leaf.vhd"));
+    assert!(!scene.file("leaf.vhd").exists());
+}
+
+/// The data of a source is another since: the merge is forgotten, and a volume that was deleted meanwhile stays so.
+#[test]
+fn a_merge_that_is_forgotten_brings_no_volume_back() {
+    let scene = chain();
+    interrupt(&open(scene.path()), &request(&scene, "leaf.vhd", "mid.vhd", Direction::Up), true);
+    scene.write("mid.vhd", 300..310, 9);
+    scene.hide("leaf.vhd");
+    open(scene.path());
+    assert!(Image::open(&scene.file("leaf.vhd"), Lock::None).unwrap().footer().hidden());
+    assert!(journals(scene.path()).is_empty() && scene.file("mid.vhd").exists());
+}
+
 /// A child in the middle of a run whose data has moved: it needs what lies beneath it, under the name it has now.
 #[test]
 fn a_run_that_has_got_another_child_is_left_as_it_is() {
     let scene = chain();
     interrupt(&open(scene.path()), &request(&scene, "leaf.vhd", "base.vhd", Direction::Down), true);
+    // It was killed between the steps by which the base becomes the volume.
+    Image::open_writable(&scene.file("base.vhd")).unwrap().set_hidden(false).unwrap();
     scene.child("late.vhd", "mid.vhd");
     let late = scene::content(&scene.file("late.vhd"));
     drop(Repository::open(scene.path(), ChainOptions::default()).unwrap());
+    let base = Image::open(&scene.file("base.vhd"), Lock::None).unwrap();
+    assert!(base.footer().hidden() && base.footer().merge_mark().is_none(), "the base is a base again");
+    assert!(journals(scene.path()).is_empty());
     assert!(scene::content(&scene.file("late.vhd")) == late);
     assert!(scene::content(&scene.file("leaf.vhd")) == disk(&[BASE, MID, LEAF]));
     scene::check(scene.path());
@@ -311,6 +365,16 @@ fn a_merge_that_another_takes_over_is_forgotten() {
     assert!(journals(scene.path())[0].contains("leaf.vhd"));
     worker::coalesce(&request(&scene, "leaf.vhd", "base.vhd", Direction::Down), &ChainOptions::default()).unwrap();
     recovers_to(&scene, &[("leaf.vhd", disk(&[BASE, MID, LEAF]))], 1);
+}
+
+#[test]
+fn a_merge_whose_run_is_gone_is_forgotten() {
+    for merged in [false, true] {
+        let scene = chain();
+        interrupt(&open(scene.path()), &request(&scene, "leaf.vhd", "base.vhd", Direction::Down), merged);
+        fs::remove_file(scene.file("leaf.vhd")).unwrap();
+        recovers_to(&scene, &[], 2);
+    }
 }
 
 /// Its journal is what puts right a header that is torn, or a target that already shows.

@@ -42,6 +42,23 @@ fn what_an_earlier_call_had_in_mind_names_no_files_elsewhere() {
     assert!(!beside.into_iter().any(|entry| entry.path().extension().is_some_and(|it| it == "cbt")));
 }
 
+/// What can be done is done and forgotten; what cannot is kept for a call that can.
+#[test]
+fn what_earlier_calls_had_in_mind_is_finished_once() {
+    let scene = Scene::new();
+    let (volume, another) = (scene.volume(), scene.volume());
+    let written = scene.folder.join(".sr.intent");
+    let done = format!(r#"{{"change":"resize","key":"{volume}"}}"#);
+    fs::write(&written, format!("[{done}]")).expect("the place is writable");
+    scene.snapshot(&another);
+    assert!(!written.exists());
+    fs::write(&written, format!(r#"[{done},{{"change":"create","key":"../outside"}}]"#))
+        .expect("the place is writable");
+    scene.snapshot(&another);
+    let kept = fs::read_to_string(&written).expect("it is there");
+    assert!(kept.contains("outside") && !kept.contains(&volume), "{kept}");
+}
+
 #[test]
 fn a_fifo_is_not_waited_for() {
     let scene = Scene::new();

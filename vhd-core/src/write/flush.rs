@@ -13,7 +13,7 @@ use crate::write::ReadWrite;
 /// What is known to be on disk, beyond what the tables in memory say.
 #[derive(Debug, Default)]
 pub(super) struct Durable {
-    /// Blocks whose bitmap on disk is full and whose batmap bit has not been set.
+    /// Blocks, sorted, whose bitmap on disk the last flush has made full, and whose batmap bit has not been set.
     full: Vec<BlockIndex>,
     /// The batmap once it has been changed by us; until then it is as read at opening.
     pub(super) batmap: Option<BatmapState>,
@@ -161,7 +161,7 @@ impl Image<ReadWrite> {
         self.mark_batmap(tables, durable)?;
         self.container.sync()?;
 
-        durable.full.extend(dirty.iter().filter(|block| block.full).map(|block| block.block));
+        durable.full = dirty.iter().filter(|block| block.full).map(|block| block.block).collect();
         for block in unpublished() {
             if let Some(state) = self.mode.shard(block.block).get_mut(&block.block) {
                 state.unpublished = false;
@@ -192,8 +192,7 @@ impl Image<ReadWrite> {
     }
 
     fn mark_batmap(&self, tables: &Tables, durable: &mut Durable) -> Result<(), WriteError> {
-        let mut full = std::mem::take(&mut durable.full);
-        full.sort_unstable();
+        let full = std::mem::take(&mut durable.full);
         let state = durable.batmap.get_or_insert_with(|| tables.batmap.clone());
         if let BatmapState::Present(batmap) = state
             && !full.is_empty()

@@ -172,9 +172,10 @@ proptest! {
 type Operation = fn(Image<ReadWrite>) -> bool;
 
 /// Operations by name; each tells whether it was done.
-const OPERATIONS: [(&str, Operation); 15] = [
+const OPERATIONS: [(&str, Operation); 16] = [
     ("write into the block", |image| image.write(sectors(32, 1), &[1; 512]).is_ok()),
     ("write a new block", |image| image.write(sectors(0, 1), &[1; 512]).is_ok()),
+    ("a place in the block", |image| image.place_for(sectors(32, 1)).is_ok()),
     ("write zeros", |image| image.write_zeroes(sectors(0, 64)).is_ok()),
     ("reserve", |image| image.reserve(&[BlockIndex(0)]).is_ok()),
     ("grow", |mut image| image.set_size(ByteCount(1 << 20), ByteCount(0)).is_ok()),

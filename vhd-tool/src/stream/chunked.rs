@@ -142,3 +142,39 @@ impl<R: Read + Send> Source for ChunkedReader<R> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was sent, frame by frame: where it belongs, and its bytes.
+    fn frames(mut sent: &[u8]) -> Vec<(u64, Vec<u8>)> {
+        let mut frames = Vec::new();
+        while let Some((header, rest)) = sent.split_at_checked(HEADER) {
+            let offset = u64::from_le_bytes(header[..8].try_into().expect("it has 8 bytes"));
+            let length = u32::from_le_bytes(header[8..].try_into().expect("it has 4 bytes")) as usize;
+            frames.push((offset, rest[..length].to_vec()));
+            sent = &rest[length..];
+        }
+        frames
+    }
+
+    #[test]
+    fn what_is_longer_than_a_frame_goes_in_several() {
+        let mut out = Vec::new();
+        let mut writer = ChunkedWriter::new(&mut out, false);
+        let bytes: Vec<u8> = (0..5 << 20).map(|i: u32| (i % 251) as u8).collect();
+        writer.data(ByteCount(4096), &bytes).unwrap();
+        writer.zeros(ByteCount(4096 + (5 << 20)), ByteCount(3 << 20)).unwrap();
+        writer.finish().unwrap();
+        let frames = frames(&out);
+        let places: Vec<(u64, usize)> = frames.iter().map(|(at, bytes)| (at - at.min(&4096), bytes.len())).collect();
+        let (most, mib) = (MOST, 1 << 20);
+        assert_eq!(
+            places,
+            [(0, 2 * mib), (most, 2 * mib), (2 * most, mib), (5 << 20, 2 * mib), (7 << 20, mib), (0, 0)]
+        );
+        assert!(frames[..3].iter().flat_map(|(_, bytes)| bytes).eq(&bytes));
+        assert!(frames[3..].iter().flat_map(|(_, bytes)| bytes).all(|&byte| byte == 0));
+    }
+}

@@ -11,6 +11,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use testkit::loop_device::LoopDevice;
+
 use crate::program::{command, refused};
 
 const MIB: u64 = 1 << 20;
@@ -93,25 +95,33 @@ fn what_an_nbd_server_calls_data_is_read_from_the_device() {
     assert!(std::fs::read(folder.path().join("copy")).unwrap() == expected);
 }
 
+/// To a file, and to a device of just its size.
 #[test]
 fn an_nbd_client_writes_the_disk() {
     let folder = tempfile::tempdir().unwrap();
-    let source = sparse(folder.path(), "source");
-    let socket = folder.path().join("socket");
-    let listener = UnixListener::bind(&socket).unwrap();
+    write_by_nbd(folder.path(), Path::new("copy"));
+    let device = LoopDevice::new(&folder.path().join("device"), 8 * MIB);
+    write_by_nbd(folder.path(), &device.path);
+}
+
+fn write_by_nbd(folder: &Path, destination: &Path) {
+    let source = sparse(folder, "source");
+    let socket = folder.join("socket");
+    let _ = std::fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).expect("it works");
     let uri = format!("nbd+unix:///any?socket={}", socket.display());
     let mut client = Command::new("timeout");
     client.args(["60", "qemu-img", "convert", "-n", "-f", "raw", "-O", "raw"]).arg(&source).arg(uri);
-    let mut client = client.spawn().unwrap();
-    let stream = OwnedFd::from(listener.accept().unwrap().0);
+    let mut client = client.spawn().expect("it works");
+    let stream = OwnedFd::from(listener.accept().expect("it works").0);
     let mut server = Command::new(env!("CARGO_BIN_EXE_vhd-tool"));
-    server.current_dir(folder.path()).args(["serve", "--source-protocol", "nbd", "--source-fd", "0"]);
-    server.args(["--destination", "copy", "--destination-size", "8388608", "--progress", "--machine"]);
-    let server = server.stdin(Stdio::from(stream)).output().unwrap();
+    server.current_dir(folder).args(["serve", "--source-protocol", "nbd", "--source-fd", "0"]);
+    server.args(["--destination-size", "8388608", "--progress", "--machine", "--destination"]).arg(destination);
+    let server = server.stdin(Stdio::from(stream)).output().expect("it works");
     assert!(server.status.success(), "{}", String::from_utf8_lossy(&server.stderr));
     assert!(server.stdout.starts_with(b"000001") && server.stdout.ends_with(b"099100"));
-    assert!(client.wait().unwrap().success());
-    assert!(std::fs::read(folder.path().join("copy")).unwrap() == std::fs::read(source).unwrap());
+    assert!(client.wait().expect("it works").success());
+    assert!(std::fs::read(folder.join(destination)).expect("it works") == std::fs::read(source).expect("it works"));
 }
 
 /// Reads the head of a request.

@@ -128,6 +128,7 @@ fn what_a_device_held_before_is_gone() {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path();
         let device = LoopDevice::new(&at.join("device"), 12 << 20);
+        let just_so = LoopDevice::new(&at.join("just-so"), 11 << 20);
         // Something in the middle, and nothing in the first, other and last blocks.
         raw(at, "disk.img", 11 << 20, &[(5 << 20, 5000)]);
         done(at, &["stream", "--source", "disk.img", "--destination", "disk.vhd", "--destination-format", "vhd"]);
@@ -140,6 +141,9 @@ fn what_a_device_held_before_is_gone() {
             // Nothing else tells where a raw stream is to end.
             options.extend((command == "serve" && format == "raw").then_some("--destination-size=11534336"));
             done(at, &options);
+            let target = format!("file://{}", just_so.path.display());
+            done(at, &["stream", "--source", source, "--source-format", format, "--destination", &target]);
+            assert!(fs::read(&just_so.path).unwrap() == fs::read(at.join("disk.img")).unwrap());
             let found = fs::read(&device.path).unwrap();
             assert!(found[..11 << 20] == fs::read(at.join("disk.img")).unwrap(), "{command} {format}");
             assert!(found[11 << 20..].iter().all(|&byte| byte == 7), "{command} {format}: what lies behind the disk");

@@ -48,6 +48,17 @@ fn it_ends_with_the_image_even_if_the_pipe_stays_open() {
     }
 }
 
+/// A sender that pauses for long, more than once, is waited for.
+#[test]
+fn a_stream_that_pauses_in_the_middle_arrives() {
+    let folder = chain();
+    let at = folder.path();
+    done(at, &["stream", "--source", "leaf.img", "--destination", "a.vhd", "--destination-format", "vhd"]);
+    let pause = "{ head -c 1000000; sleep 11; head -c 3000000; sleep 6; cat; } < a.vhd";
+    shell(at, &format!("{pause} | $TOOL serve --source-format vhd --destination back.img"));
+    same(at, "back.img", "leaf.img");
+}
+
 #[test]
 fn an_image_in_another_order_is_refused_with_what_reads_it() {
     let folder = tempfile::tempdir().unwrap();
