@@ -266,7 +266,7 @@ pub(crate) fn remove_obsolete(
             let mut needed_by = forest.dependants(&path, file.unique_id).into_iter();
             // Somebody may have made a child of it, whom nothing but the lock on the file could have kept from that.
             let is_needed = needed_by.any(|child| !deleted.contains(child));
-            if !is_needed && path.exists() && file.is_at(&path)? {
+            if !is_needed && file.is_at(&path)? {
                 remove_durably(&path)?;
                 deleted.insert(path.clone());
                 let parent = forest.find(&path).and_then(|id| Some(forest.node(id).parent.as_ref()?.unique_id));

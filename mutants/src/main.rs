@@ -41,7 +41,7 @@ const MODULES: [(&[&str], &[TestTarget]); 5] = [
             "coalesce-worker/src/coalesce.rs",
             "coalesce-worker/src/snapshot.rs",
         ],
-        &[MERGES, FORESTS, ("vhd-tool", "crash", &[])],
+        &[MERGES, FORESTS, ("vhd-tool", "crash", &["defects", "full"])],
     ),
     (&["coalesce-worker/src/survey.rs", "coalesce-worker/src/survey"], &[MERGES, FORESTS]),
     (

@@ -1,13 +1,18 @@
 //! Collections of whole repositories.
 
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use coalesce_worker::{Collected, Direction, Repository, Survey};
+use coalesce_worker::{
+    Abort, Budget, Coalesce, CoalesceError, Collected, CopyMethod, Direction, MergeError, MergeOptions, Repository,
+    Survey,
+};
 use testkit::model::{Model, Start, read_all};
 use testkit::{pattern, worker};
 use vhd_core::{
-    BlockSize, Chain, ChainOptions, Folder, Image, NewImage, ParentLink, Sector, SectorCount, SectorRange, Volume,
+    BlockSize, ByteCount, Chain, ChainOptions, Folder, Image, NewImage, ParentLink, Sector, SectorCount, SectorRange,
+    Volume,
 };
 
 fn open(folder: &Path) -> Repository {
@@ -155,6 +160,10 @@ fn what_does_not_fit_at_once_is_merged_in_steps() {
         let free = || free_space(disk.path());
         let filler = free() - (5 << 20);
         fs::write(path("filler"), vec![1; filler as usize]).unwrap();
+        if !volume_in_use {
+            stop_after_a_step(&repository);
+            assert_eq!(hash(), before);
+        }
         let user = volume_in_use.then(|| Image::open_writable(&path("v.vhd")).unwrap());
         let collected = collect(disk.path());
         assert_eq!(hash(), before);
@@ -170,6 +179,34 @@ fn what_does_not_fit_at_once_is_merged_in_steps() {
         }
         drop(user);
     }
+}
+
+/// Has what is planned begin, and stops it after a step or two: its journal tells which images it holds.
+fn stop_after_a_step(repository: &Repository) {
+    let request = Survey::of(repository).unwrap().runs().next().unwrap().request();
+    let journal = || {
+        let state = repository.folder().join(".vhd");
+        let paths = fs::read_dir(state).unwrap().map(|entry| entry.unwrap().path());
+        let journal = paths.into_iter().find(|path| path.extension().is_some_and(|it| it == "journal"));
+        journal.map_or_else(String::new, |path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned())
+    };
+    let (budget, abort) = (Budget::default(), Abort::new());
+    let stopped = Coalesce::prepare(repository, &request).unwrap().execute(&MergeOptions {
+        threads: NonZeroUsize::new(1),
+        progress: &|moved| {
+            assert!(journal().contains(r#""record":"holds""#));
+            if moved > ByteCount(12 << 20) {
+                abort.abort();
+            }
+        },
+        merged: &|| (),
+        budget: &budget,
+        abort: &abort,
+        method: CopyMethod::Auto,
+        detect_zeroes: false,
+        checkpoint_every: None,
+    });
+    assert!(matches!(stopped, Err(CoalesceError::Merge(MergeError::Aborted(_)))), "{stopped:?}");
 }
 
 fn free_space(path: &Path) -> u64 {

@@ -274,6 +274,63 @@ fn a_merge_that_is_forgotten_brings_no_volume_back() {
     assert!(journals(scene.path()).is_empty() && scene.file("mid.vhd").exists());
 }
 
+/// Makes an image look as when it was being changed: its batmap has the checksum of another, and its file is too long.
+fn untidy(path: &Path, is_longer: bool) {
+    let mut bytes = fs::read(path).unwrap();
+    let batmap = bytes.windows(8).position(|it| it == b"tdbatmap").unwrap();
+    bytes[batmap + 24..batmap + 28].fill(1);
+    if is_longer {
+        let end = bytes.len() - 512;
+        let footer = bytes.split_off(end);
+        bytes.extend([&[0; 9 * 512][..], &footer].concat());
+    }
+    fs::write(path, bytes).unwrap();
+    assert_ne!(untidiness(path), [""; 0]);
+}
+
+fn untidiness(path: &Path) -> Vec<&'static str> {
+    let report = vhd_core::check::file(path).unwrap();
+    let codes = report.findings().iter().map(|finding| finding.code);
+    // Those are the tests' own.
+    codes.filter(|code| !matches!(*code, "block-size" | "parent-modified")).collect()
+}
+
+#[test]
+fn what_an_interrupted_change_leaves_untidy_is_mended() {
+    // Of a source nothing but the batmap may have changed.
+    for (name, is_longer) in [("base.vhd", true), ("mid.vhd", false), ("leaf.vhd", false)] {
+        let scene = chain();
+        interrupt(&open(scene.path()), &request(&scene, "leaf.vhd", "base.vhd", Direction::Down), false);
+        untidy(&scene.file(name), is_longer);
+        open(scene.path());
+        assert_eq!(untidiness(&scene.file(name)), [""; 0], "{name}");
+        assert!(scene::content(&scene.file("leaf.vhd")) == disk(&[BASE, MID, LEAF]));
+    }
+    for record in ["compact", "resize"] {
+        let scene = chain();
+        let path = scene.file("leaf.vhd");
+        let length = fs::metadata(&path).unwrap().len();
+        let leave = |id: vhd_core::Uuid| {
+            let file = format!(r#"{{"path":"leaf.vhd","unique_id":"{id}"}}"#);
+            let text = match record {
+                "compact" => format!(r#"{{"record":"compact","path":"leaf.vhd","unique_id":"{id}"}}"#),
+                _ => format!(r#"{{"record":"resize","file":{file},"length":{length},"shrinks":false}}"#),
+            };
+            leave_journal(scene.path(), "0.journal", &text);
+        };
+        untidy(&path, true);
+        // A file of somebody else that has that name is none of ours.
+        let before = fs::read(&path).unwrap();
+        leave(vhd_core::Uuid::from_u128(6));
+        open(scene.path());
+        assert!(fs::read(&path).unwrap() == before && scene::state_files(scene.path()).is_empty(), "{record}");
+        leave(unique_id(&scene, "leaf.vhd"));
+        recovers_to(&scene, &[("leaf.vhd", disk(&[BASE, MID, LEAF]))], 3);
+        assert_eq!(untidiness(&path), [""; 0], "{record}");
+        assert_eq!(fs::metadata(&path).unwrap().len(), length, "{record}");
+    }
+}
+
 /// A child in the middle of a run whose data has moved: it needs what lies beneath it, under the name it has now.
 #[test]
 fn a_run_that_has_got_another_child_is_left_as_it_is() {
