@@ -160,7 +160,7 @@ fn work() -> Result<bool, Box<dyn Error>> {
                     Outcome::Caught
                 }
                 Ok(None) => {
-                    println!("MISSED  {place}  by {} tests", reach.count(site.number));
+                    println!("MISSED  {place}  by {} tests; VHD_MUTANT={}", reach.count(site.number), site.number);
                     Outcome::Missed
                 }
                 Err(error) => {

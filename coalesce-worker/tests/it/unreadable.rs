@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use coalesce_worker::{Deleted, Repository, ResizeError, Shrink};
+use coalesce_worker::{Abort, Coalesce, Deleted, Direction, Repository, Request, ResizeError, Shrink};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use testkit::scene::{self, Scene};
 use testkit::worker;
-use vhd_core::{ByteCount, ChainOptions};
+use vhd_core::{ByteCount, ChainOptions, Image};
 
 const SECTORS: u64 = 100;
 
@@ -141,6 +141,31 @@ fn the_base_of_a_child_that_was_just_made_stays() {
             undo(&scene, "more.vhd", &aside);
             assert!(scene::content(&scene.file("more.vhd")) == before, "{volume}: {why}");
         }
+    }
+}
+
+/// The process that merged was killed when the merged file had just got the volume's name: it is a child of what the one that
+/// was merged into it stood on.
+#[test]
+fn the_base_of_a_merged_file_that_has_just_got_its_name_stays() {
+    for (why, what) in DAMAGES {
+        let scene = two_trees();
+        scene.child("beside.vhd", "other-base.vhd");
+        let before = scene::content(&scene.file("other.vhd"));
+        let repository = Repository::open(scene.path(), ChainOptions::default()).unwrap().0;
+        let node = scene.file("other.vhd");
+        let into = Some(scene.file("other-mid.vhd"));
+        let request = Request { node, into, direction: Direction::Down, keep: false };
+        worker::interrupt(Coalesce::prepare(&repository, &request).unwrap(), &|_| (), &Abort::new()).unwrap_err();
+        Image::open_writable(&scene.file("other-mid.vhd")).unwrap().set_hidden(false).unwrap();
+        fs::rename(scene.file("other-mid.vhd"), scene.file("other.vhd")).unwrap();
+        drop(Repository::open(scene.path(), ChainOptions::default()).unwrap());
+        assert_eq!(scene::depth(&scene.file("other.vhd")), 2, "{why}");
+        let aside = damage(&scene, "other.vhd", what);
+        repository.delete(&scene.file("beside.vhd")).unwrap();
+        worker::collect(scene.path());
+        undo(&scene, "other.vhd", &aside);
+        assert!(scene::content(&scene.file("other.vhd")) == before, "{why}");
     }
 }
 

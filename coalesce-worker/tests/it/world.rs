@@ -14,7 +14,8 @@ use rustix::fs::{CWD, IFlags, RenameFlags, ioctl_getflags, ioctl_setflags, renam
 use testkit::scene::{self, Scene};
 use testkit::{pattern, worker};
 use vhd_core::{
-    ChainOptions, FileStorage, HeaderChange, Image, Lock, MetadataError, ParentLink, Sector, SectorRange, Volume,
+    ChainOptions, FileStorage, HeaderChange, Image, Lock, MergeMark, MetadataError, ParentLink, Sector, SectorRange,
+    Volume,
 };
 
 const SECTORS: u64 = 400;
@@ -137,6 +138,20 @@ fn a_volume_that_was_written_after_its_merge_keeps_that() {
     let late = (20..30, 9);
     add(&scene, "leaf.vhd", late.clone());
     recovers_to(&scene, &[("leaf.vhd", disk(&[BASE, MID, LEAF, late]))], 3);
+}
+
+/// What the footers say of a merge goes with it.
+#[test]
+fn a_merge_that_is_forgotten_leaves_no_mark() {
+    let scene = chain();
+    interrupt(&open(scene.path()), &request(&scene, "leaf.vhd", "base.vhd", Direction::Down), true);
+    let mark = MergeMark { merge: vhd_core::Uuid::from_u128(4), merged_before: Sector(SECTORS) };
+    Image::open_writable(&scene.file("base.vhd")).unwrap().set_merge_mark(Some(mark)).unwrap();
+    let mark = || Image::open(&scene.file("base.vhd"), Lock::None).unwrap().footer().merge_mark();
+    assert!(mark().is_some());
+    add(&scene, "leaf.vhd", (20..30, 9));
+    recovers_to(&scene, &[("leaf.vhd", disk(&[BASE, MID, LEAF, (20..30, 9)]))], 3);
+    assert!(mark().is_none());
 }
 
 #[test]
@@ -306,6 +321,14 @@ fn what_an_interrupted_change_leaves_untidy_is_mended() {
         assert_eq!(untidiness(&scene.file(name)), [""; 0], "{name}");
         assert!(scene::content(&scene.file("leaf.vhd")) == disk(&[BASE, MID, LEAF]));
     }
+    // All had moved: what is then left to do is done on a tidy image.
+    for direction in [Direction::Down, Direction::Up] {
+        let scene = chain();
+        interrupt(&open(scene.path()), &request(&scene, "leaf.vhd", "base.vhd", direction), true);
+        untidy(&scene.file(if direction == Direction::Down { "base.vhd" } else { "leaf.vhd" }), true);
+        recovers_to(&scene, &[("leaf.vhd", disk(&[BASE, MID, LEAF]))], 1);
+        assert_eq!(untidiness(&scene.file("leaf.vhd")), [""; 0], "{direction:?}");
+    }
     for record in ["compact", "resize"] {
         let scene = chain();
         let path = scene.file("leaf.vhd");
@@ -329,6 +352,24 @@ fn what_an_interrupted_change_leaves_untidy_is_mended() {
         assert_eq!(untidiness(&path), [""; 0], "{record}");
         assert_eq!(fs::metadata(&path).unwrap().len(), length, "{record}");
     }
+}
+
+/// What is swept up is what nobody can come back for; what others keep there stays.
+#[test]
+fn what_never_got_its_name_is_swept_up() {
+    let scene = chain();
+    let state = scene.file(".vhd");
+    open(scene.path()).delete(&scene.file("leaf.vhd")).unwrap();
+    for name in ["prepared.vhd", "half.new", "gone.yield", "notes.txt"] {
+        fs::write(state.join(name), "left").unwrap();
+    }
+    open(scene.path());
+    assert_eq!(scene::state_files(scene.path()), ["notes.txt"]);
+    // The images of a snapshot that cannot be finished now are not among them.
+    let scene = snapshot_without_a_name();
+    fs::write(scene.file("snap.vhd"), "something else").unwrap();
+    drop(Repository::open(scene.path(), ChainOptions::default()).unwrap());
+    assert!(scene.file(".vhd/s.vhd").exists());
 }
 
 /// A child in the middle of a run whose data has moved: it needs what lies beneath it, under the name it has now.

@@ -1,7 +1,9 @@
 //! `serve`: a disk from a stream onto a file or a device.
 
 use std::io::{Cursor, Read};
+use std::os::fd::AsFd;
 
+use rustix::fs::{FileType, fstat, tell};
 use vhd_core::ByteCount;
 
 use super::stream::parse_fd;
@@ -162,12 +164,24 @@ fn open_source(args: &Args, endpoint: &Endpoint, output: &Output) -> Result<Inco
         }
         (Format::Raw, Protocol::None | Protocol::Human | Protocol::Nbd) => {
             // Nothing in the stream tells where it should end; a device does.
-            let size = size.or_else(|| output.fixed_length());
+            let limit = output.fixed_length().filter(|_| size.is_none());
+            let size = size.or(limit);
             let mut input = endpoint.open_input()?;
+            if let (Some(limit), Some(length)) = (limit, length_of_file(&input))
+                && length > limit
+            {
+                return Err(StreamFailure::PastEnd { end: length.0.into(), size: limit }.into());
+            }
             let head = if args.source_format.is_none() { look_at_head(&mut input)? } else { Vec::new() };
             Incoming { size, ..incoming(Box::new(PlainReader::new(Cursor::new(head).chain(input), size))) }
         }
     })
+}
+
+/// What a regular file has to give; nothing else tells that.
+fn length_of_file(input: impl AsFd) -> Option<ByteCount> {
+    let found = fstat(&input).ok().filter(|found| FileType::from_raw_mode(found.st_mode) == FileType::RegularFile)?;
+    Some(ByteCount(u64::try_from(found.st_size).ok()?.saturating_sub(tell(input).ok()?)))
 }
 
 /// Reads the first bytes of what should be a raw disk, and refuses what is a container.

@@ -18,22 +18,18 @@ pub(crate) trait Incoming: Read + AsFd + Send {}
 
 impl<T: Read + AsFd + Send> Incoming for T {}
 
-/// A stream that tells once, by an error that holds [`Silence`], when nothing has come for a while; whoever then reads on
-/// waits as for any stream.
-pub(crate) struct Listening<R> {
-    input: R,
-    has_told: bool,
-}
+/// A stream that tells, by an error that holds [`Silence`], when nothing has come for a while; whoever reads on waits again.
+pub(crate) struct Listening<R>(R);
 
 impl<R: Incoming> Listening<R> {
     /// Listens to `input`.
     pub(crate) fn new(input: R) -> Self {
-        Self { input, has_told: false }
+        Self(input)
     }
 
     fn is_silent(&self) -> io::Result<bool> {
         let patience = Timespec::try_from(PATIENCE).map_err(io::Error::other)?;
-        match poll(&mut [PollFd::new(&self.input, PollFlags::IN)], Some(&patience)) {
+        match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&patience)) {
             Ok(ready) => Ok(ready == 0),
             Err(Errno::INTR) => Err(io::ErrorKind::Interrupted.into()),
             Err(errno) => Err(errno.into()),
@@ -43,12 +39,7 @@ impl<R: Incoming> Listening<R> {
 
 impl<R: Incoming> Read for Listening<R> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        if !self.has_told && self.is_silent()? {
-            self.has_told = true;
-            return Err(io::Error::other(Silence));
-        }
-        self.has_told = false;
-        self.input.read(bytes)
+        if self.is_silent()? { Err(io::Error::other(Silence)) } else { self.0.read(bytes) }
     }
 }
 

@@ -109,6 +109,11 @@ fn write_by_nbd(folder: &Path, destination: &Path) {
     let socket = folder.join("socket");
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket).expect("it works");
+    // What the client says is zero replaces what was there.
+    let there =
+        File::options().create(true).truncate(false).write(true).open(folder.join(destination)).expect("it works");
+    there.write_all_at(&vec![9; 8 << 20], 0).expect("it works");
+    drop(there);
     let uri = format!("nbd+unix:///any?socket={}", socket.display());
     let mut client = Command::new("timeout");
     client.args(["60", "qemu-img", "convert", "-n", "-f", "raw", "-O", "raw"]).arg(&source).arg(uri);

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use testkit::loop_device::LoopDevice;
 
 use crate::program::{done, refused};
-use crate::stream::{chain, raw, same, shell};
+use crate::stream::{chain, raw, same, shell, shell_ended};
 
 const RELATIVE: &str = "$TOOL stream --source-format vhd --source leaf.vhd --relative-to";
 
@@ -119,6 +119,22 @@ fn a_raw_disk_is_as_long_as_the_device_that_it_is_written_to() {
     let mut found = fs::read(&device.path).unwrap();
     found.truncate(disk.len());
     assert!(found == disk);
+    fs::write(folder.path().join("longer.img"), [&disk[..], &[1; 512]].concat()).unwrap();
+    for source in ["--source longer.img", "< longer.img"] {
+        let longer = shell_ended(
+            folder.path(),
+            &format!("$TOOL serve --source-format raw --source-protocol none --destination {target} {source}"),
+        );
+        let text = String::from_utf8_lossy(&longer.stderr);
+        assert!(longer.status.code() == Some(5) && text.contains("the disk ends at 4194304"), "{source}: {text}");
+    }
+    // What is asked for is cut.
+    shell(
+        folder.path(),
+        &format!(
+            "$TOOL serve --source-format raw --source longer.img --destination {target} --destination-size 4194304"
+        ),
+    );
 }
 
 /// What a device held before is nowhere read as the disk that it is written with.

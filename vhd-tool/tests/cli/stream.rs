@@ -252,6 +252,16 @@ fn an_archive_has_the_members_that_importers_expect() {
             "Ref:1/00000005.checksum"
         ]
     );
+    let tar = |prefix: &str| {
+        shell_ended(
+            at,
+            &format!(
+                "$TOOL stream --source disk.img --destination-protocol tar --tar-filename-prefix {prefix} > b.tar"
+            ),
+        )
+    };
+    let (most, more) = (tar(&"p".repeat(60)), tar(&"p".repeat(61)));
+    assert!(most.status.success() && more.status.code() == Some(2), "{most:?} {more:?}");
     // Without a prefix, the folder of the first block is that of the disk.
     let serve = "$TOOL serve --source-protocol tar --destination-size 6291456 --destination back.img < a.tar";
     shell(at, serve);
