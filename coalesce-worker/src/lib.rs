@@ -89,5 +89,5 @@ pub use status::{
     Board, Entry, Isolated, Phase, RepositoryStatus, RunHandle, RunStatus, RunTotals, Scan, State, Status, Waiting,
 };
 pub use survey::{PlannedRun, Survey, SurveyError};
-pub use transfer::{Buffer, CopyMethod, Move, Transfer, Transferred, UnknownMethod};
+pub use transfer::{CopyMethod, Move, Transfer, Transferred, UnknownMethod};
 pub use watch::{Watch, WatchError};

@@ -12,15 +12,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::ScopedJoinHandle;
 
 use vhd_core::{
-    BlockIndex, ByteCount, ChainExtent, ChainSource, FileError, FileStorage, Layer, ReadError, SECTOR_SIZE, Sector,
-    SectorCount, SectorRange, Storage, StorageError, WriteError,
+    BlockIndex, Buffer, ByteCount, ChainExtent, ChainSource, FileError, FileStorage, Layer, ReadError, SECTOR_SIZE,
+    Sector, SectorCount, SectorRange, Storage, StorageError, WriteError,
 };
 
 use crate::abort::{Abort, Aborted};
 use crate::budget::Budget;
 use crate::plan::{Plan, Unit};
 use crate::target::Target;
-use crate::transfer::{Buffer, CopyMethod, Move, Transfer, Transferred};
+use crate::transfer::{CopyMethod, Move, Transfer, Transferred};
 use units::Units;
 
 /// The most that is moved between two looks at the budget and the abort, and the least that is planned as one.

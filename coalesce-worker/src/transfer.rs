@@ -23,7 +23,6 @@
 //! So [`CopyMethod::Auto`] copies in the kernel only where a server does the work. Sharing 512 MiB takes 3 ms. It
 //! pays for the smallest piece too: 4 KiB shared on XFS cost 22 µs until durable, and copied 72 µs; on btrfs 21 and 46.
 
-mod buffer;
 mod known_data;
 mod method;
 mod support;
@@ -34,7 +33,6 @@ use std::ops::AddAssign;
 
 use vhd_core::{ByteCount, Container, FileOffset, StorageError};
 
-pub use buffer::Buffer;
 pub use method::{CopyMethod, UnknownMethod};
 
 use known_data::KnownData;
@@ -151,7 +149,7 @@ impl Transfer {
         Self { method, detect_zeroes, support: Support::default(), known_data: KnownData::default() }
     }
 
-    /// Moves a range, by way of `buffer` where it must be read: [`Buffer`] is the right kind.
+    /// Moves a range, by way of `buffer` where it must be read: [`vhd_core::Buffer`] is the right kind.
     ///
     /// It takes as long as the range is large, up to seconds per GiB: who wants to stop soon moves little at a time.
     ///

@@ -49,6 +49,7 @@ mod bat;
 mod batmap;
 mod bitmap;
 mod block_size;
+mod buffer;
 mod chain;
 pub mod check;
 mod compact;
@@ -77,6 +78,7 @@ mod write;
 
 pub use batmap::{Batmap, KeyHash};
 pub use block_size::{BlockPlace, BlockSize};
+pub use buffer::Buffer;
 pub use chain::{
     Chain, ChainError, ChainExtent, ChainOptions, ChainSource, MAX_CHAIN_DEPTH, ParentIdentity, ParentRefusal,
     UnfinishedResize, Volume, is_zeros, resolve_layers,

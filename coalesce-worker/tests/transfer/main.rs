@@ -12,9 +12,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, LazyLock};
 
-use coalesce_worker::{Buffer, CopyMethod, Move, Transfer, Transferred};
+use coalesce_worker::{CopyMethod, Move, Transfer, Transferred};
 use testkit::filesystem::{FileSystem, MountedImage, Tmpfs};
-use vhd_core::{ByteCount, Container, FileOffset, FileStorage, MemoryStorage, StorageError};
+use vhd_core::{Buffer, ByteCount, Container, FileOffset, FileStorage, MemoryStorage, StorageError};
 
 const SIZE: ByteCount = ByteCount(400 << 20);
 /// The length of all test files; not a whole number of blocks.

@@ -7,9 +7,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use coalesce_worker::{Buffer, CopyMethod, Move, Transfer};
+use coalesce_worker::{CopyMethod, Move, Transfer};
 use testkit::filesystem::{FileSystem, MountedImage, Tmpfs};
-use vhd_core::{ByteCount, Container, FileOffset, FileStorage, Storage};
+use vhd_core::{Buffer, ByteCount, Container, FileOffset, FileStorage, Storage};
 
 use super::{SIZE, file, fill_source, moved, reset, whole};
 

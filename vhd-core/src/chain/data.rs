@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{Chain, ChainExtent, ChainSource};
+use crate::buffer::Buffer;
 use crate::image::ReadError;
 use crate::storage::StorageError;
 use crate::units::{ByteCount, FileOffset, SECTOR_SIZE, Sector, SectorCount, SectorRange};
@@ -84,7 +85,7 @@ impl Chain {
         mut write: impl FnMut(SectorRange, &[u8]) -> Result<(), E>,
         mut progress: impl FnMut(ByteCount),
     ) -> Result<(), E> {
-        let mut buffer = vec![0; CHUNK.bytes().0 as usize];
+        let mut buffer = Buffer::new(CHUNK.bytes());
         for range in self.data_ranges() {
             for piece in range?.split_at_multiples(CHUNK) {
                 let bytes = &mut buffer[..piece.count().bytes().0 as usize];

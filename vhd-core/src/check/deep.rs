@@ -2,6 +2,7 @@
 
 use super::{Report, kind};
 use crate::block_size::BlockPlace;
+use crate::buffer::Buffer;
 use crate::image::{Image, ReadOnly};
 use crate::storage::StorageError;
 use crate::units::{ByteCount, FileOffset, SECTOR_SIZE};
@@ -14,7 +15,7 @@ const CHUNK: usize = 256 << 10;
 pub(super) fn check(image: &Image<ReadOnly>, report: &mut Report) -> Result<(), StorageError> {
     let Some(tables) = &image.tables else { return Ok(()) };
     let (container, size) = (image.container(), tables.header.block_size());
-    let mut buffer = vec![0; CHUNK];
+    let mut buffer = Buffer::new(ByteCount(CHUNK as u64));
     for found in tables.bat.allocated(container, tables.bat.entries()) {
         let (block, entry) = found?;
         let place = BlockPlace::from_entry(entry, size);

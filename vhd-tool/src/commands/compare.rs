@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use vhd_core::{ByteCount, Chain, Sector, SectorRange};
+use vhd_core::{Buffer, ByteCount, Chain, Sector, SectorRange};
 
 use super::Format;
 use crate::cli::{Context, Status};
@@ -83,7 +83,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
 fn first_difference(disks: &[Chain; 2], progress: &Progress) -> Result<Option<Difference>, CommandError> {
     let end = Sector(disks[0].sectors().0.min(disks[1].sectors().0));
     let mut ranges = disks.each_ref().map(|disk| disk.data_ranges().peekable());
-    let mut buffers = [(); 2].map(|()| vec![0; CHUNK.bytes().0 as usize]);
+    let mut buffers = [(); 2].map(|()| Buffer::new(CHUNK.bytes()));
     let mut done = Sector(0);
     loop {
         // An error comes first, then the range that starts first.
@@ -109,7 +109,7 @@ fn first_difference(disks: &[Chain; 2], progress: &Progress) -> Result<Option<Di
 fn compare_piece(
     disks: &[Chain; 2],
     piece: SectorRange,
-    buffers: &mut [Vec<u8>; 2],
+    buffers: &mut [Buffer; 2],
 ) -> Result<Option<Difference>, CommandError> {
     let length = piece.count().bytes().0 as usize;
     for (disk, buffer) in disks.iter().zip(&mut *buffers) {

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use vhd_core::{ByteCount, Chain, SECTOR_SIZE, Sector, SectorRange};
+use vhd_core::{Buffer, ByteCount, Chain, SECTOR_SIZE, Sector, SectorRange};
 
 use crate::cli::{Context, Status};
 use crate::disk::CHUNK;
@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
 
     let progress = context.progress("read", Some(length));
     let mut out = output::stdout();
-    let mut buffer = vec![0; CHUNK.bytes().0 as usize];
+    let mut buffer = Buffer::new(CHUNK.bytes());
     let sectors = SectorRange::between(Sector(args.offset.0 / SECTOR_SIZE), Sector(end.0.div_ceil(SECTOR_SIZE)));
     for piece in sectors.split_at_multiples(CHUNK) {
         let bytes = &mut buffer[..piece.count().bytes().0 as usize];

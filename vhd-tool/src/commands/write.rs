@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::path::PathBuf;
 
-use vhd_core::{ByteCount, SECTOR_SIZE, Sector, SectorCount, SectorRange, Volume};
+use vhd_core::{Buffer, ByteCount, SECTOR_SIZE, Sector, SectorCount, SectorRange, Volume};
 
 use crate::cli::{Context, Status};
 use crate::disk::CHUNK;
@@ -50,7 +50,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status, CommandError
 fn copy_in(args: &Args, volume: &Volume, progress: &Progress) -> Result<(), CommandError> {
     let size = volume.sectors().bytes();
     let mut input = io::stdin().lock();
-    let mut buffer = vec![0; CHUNK.bytes().0 as usize];
+    let mut buffer = Buffer::new(CHUNK.bytes());
     let mut at = args.offset;
     loop {
         // Pieces end on multiples of the buffer's length, so that only the first and the last are not whole sectors.
