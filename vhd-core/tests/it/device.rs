@@ -47,6 +47,24 @@ fn a_device_holds_an_image_until_it_is_full() {
     assert!(report.worst() < Some(Severity::Warning), "{:?}", report.findings());
 }
 
+/// A crash, or another program, has taken it: the copy at the start speaks for the image, and the next flush puts it back.
+#[test]
+fn a_device_that_has_lost_its_footer_gets_it_back_at_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = LoopDevice::new(&folder.path().join("disk"), 6 << 20);
+    let storage = FileStorage::open_writable(&device.path).unwrap();
+    let kind = NewKind::Dynamic { block_size: BlockSize::DEFAULT };
+    create(&Container::new(&device.path, Arc::new(storage)), &NewImage::new(ByteCount(20 << 20), kind)).unwrap();
+    let mut before = fs::read(&device.path).unwrap();
+    let end = before.len() - 512;
+    let footer = before.split_off(end);
+    fs::write(&device.path, [&before[..], &[0; 512]].concat()).unwrap();
+    let volume = Volume::open(&device.path, &ChainOptions::default()).unwrap();
+    volume.write(sectors(0, 100), &pattern::fill(sectors(0, 100), 1)).unwrap();
+    volume.close().unwrap();
+    assert_eq!(fs::read(&device.path).unwrap()[end..], footer);
+}
+
 #[test]
 fn a_device_can_be_a_parent_and_is_never_replaced_by_a_file() {
     let folder = tempfile::tempdir().unwrap();

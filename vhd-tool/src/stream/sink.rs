@@ -92,10 +92,6 @@ impl Destination for RawSink {
         if self.blank || length.0 == 0 {
             return Ok(());
         }
-        let end = ByteCount(at.0 + length.0);
-        if self.limit.is_none() && self.container.len()? < end {
-            self.container.set_len(end)?;
-        }
         Ok(self.container.zero_range(FileOffset(at.0), length)?)
     }
 

@@ -185,3 +185,14 @@ fn an_image_that_is_sent_over_something_else_is_the_same_image() {
     let (sent, found) = (fs::read(at.join("new.vhd")).unwrap(), fs::read(&device.path).unwrap());
     assert!(found.len() == 12 << 20 && found[..sent.len()] == sent);
 }
+
+#[test]
+fn what_is_appended_to_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    raw(at, "disk.img", 1 << 20, &[(4096, 5000)]);
+    let stream = "$TOOL stream --source disk.img --destination-protocol none >> file";
+    shell(at, &format!("printf HEAD > file; {stream}; {stream}"));
+    let disk = fs::read(at.join("disk.img")).unwrap();
+    assert!(fs::read(at.join("file")).unwrap() == [&b"HEAD"[..], &disk, &disk].concat());
+}
