@@ -7,7 +7,8 @@ use crate::units::ByteCount;
 const PAGE: usize = 4096;
 
 /// Memory that begins at a page's border, as the pages of the kernel's cache do: what a plain vector holds lies a few
-/// bytes beside, and reading and writing by way of that took 1.2 times as long on ext4, 1.3 times on XFS, and 1.6 times on tmpfs with an AMD processor.
+/// bytes beside, and reading and writing by way of that took 1.2 times as long on ext4, 1.3 times on XFS, and 1.6 times on
+/// tmpfs with an AMD processor.
 #[derive(Debug)]
 pub struct Buffer {
     bytes: Vec<u8>,

@@ -1,13 +1,9 @@
 //! Collections of whole repositories.
 
 use std::fs;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use coalesce_worker::{
-    Abort, Budget, Coalesce, CoalesceError, Collected, CopyMethod, Direction, MergeError, MergeOptions, Repository,
-    Survey,
-};
+use coalesce_worker::{Abort, Coalesce, CoalesceError, Collected, Direction, MergeError, Repository, Survey};
 use testkit::model::{Model, Start, read_all};
 use testkit::{pattern, worker};
 use vhd_core::{
@@ -190,22 +186,14 @@ fn stop_after_a_step(repository: &Repository) {
         let journal = paths.into_iter().find(|path| path.extension().is_some_and(|it| it == "journal"));
         journal.map_or_else(String::new, |path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned())
     };
-    let (budget, abort) = (Budget::default(), Abort::new());
-    let stopped = Coalesce::prepare(repository, &request).unwrap().execute(&MergeOptions {
-        threads: NonZeroUsize::new(1),
-        progress: &|moved| {
-            assert!(journal().contains(r#""record":"holds""#));
-            if moved > ByteCount(12 << 20) {
-                abort.abort();
-            }
-        },
-        merged: &|| (),
-        budget: &budget,
-        abort: &abort,
-        method: CopyMethod::Auto,
-        detect_zeroes: false,
-        checkpoint_every: None,
-    });
+    let abort = Abort::new();
+    let progress = |moved| {
+        assert!(journal().contains(r#""record":"holds""#));
+        if moved > ByteCount(12 << 20) {
+            abort.abort();
+        }
+    };
+    let stopped = worker::interrupt(Coalesce::prepare(repository, &request).unwrap(), &progress, &abort);
     assert!(matches!(stopped, Err(CoalesceError::Merge(MergeError::Aborted(_)))), "{stopped:?}");
 }
 

@@ -149,7 +149,7 @@ fn trees_in_which_something_is_wrong_are_left_alone() {
     assert_eq!(survey(&scene).runs().map(|run| name(&run.into)).collect::<Vec<_>>(), ["well-base.vhd"]);
     fs::rename(&aside, scene.file("mid.vhd")).unwrap();
 
-    // One that is damaged: neither it nor whoever needs it is touched.
+    // A damaged image: the collector touches neither that image nor its children.
     let whole = fs::read(scene.file("mid.vhd")).unwrap();
     let mut damaged = whole.clone();
     damaged[512..1536].fill(0);
@@ -194,7 +194,7 @@ fn children_whose_parent_was_renamed_are_strays() {
     let both = [("leaf.vhd", "renamed.vhd"), ("twin.vhd", "renamed.vhd")];
     assert_eq!(strays(&scene), both.map(|(child, parent)| (child.into(), parent.into())));
     fs::copy(scene.file("renamed.vhd"), scene.file("copy.vhd")).unwrap();
-    assert_eq!(strays(&scene), [], "which of the two it was nobody knows");
+    assert_eq!(strays(&scene), [], "the collector cannot tell which of two files with one id is the parent");
     fs::remove_file(scene.file("copy.vhd")).unwrap();
     Image::open_writable(&scene.file("renamed.vhd")).unwrap().set_hidden(false).unwrap();
     assert_eq!(strays(&scene), [], "a volume is not taken for a base");

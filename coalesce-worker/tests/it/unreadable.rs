@@ -123,7 +123,7 @@ fn the_base_that_a_child_was_linked_to_stays() {
     assert!(["other.vhd", "more.vhd"].map(|name| scene::content(&scene.file(name))) == expected);
 }
 
-/// Nobody has looked since: whoever makes a child keeps what its parent is.
+/// No collection has looked since: the snapshot itself records what the parents of its images are.
 #[test]
 fn the_base_of_a_child_that_was_just_made_stays() {
     for volume in ["child.vhd", "empty.vhd"] {

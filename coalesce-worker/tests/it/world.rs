@@ -161,7 +161,7 @@ fn a_volume_that_was_not_gets_the_merged_file() {
     recovers_to(&scene, &[("leaf.vhd", disk(&[BASE, MID, LEAF]))], 1);
 }
 
-/// Whoever uses an image of a run is waited for, whichever it is.
+/// Recovery waits for the program that uses an image of the run, whichever image that is.
 #[test]
 fn a_merge_is_not_finished_while_one_of_its_images_is_in_use() {
     for direction in [Direction::Down, Direction::Up] {
@@ -342,7 +342,7 @@ fn what_an_interrupted_change_leaves_untidy_is_mended() {
             leave_journal(scene.path(), "0.journal", &text);
         };
         untidy(&path, true);
-        // A file of somebody else that has that name is none of ours.
+        // Recovery leaves a file alone that has the name in the journal and another id.
         let before = fs::read(&path).unwrap();
         leave(vhd_core::Uuid::from_u128(6));
         open(scene.path());
