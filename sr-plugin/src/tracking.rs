@@ -131,9 +131,13 @@ impl Sr {
         self.folder().join(format!("{key}.vhd.held"))
     }
 
-    /// What is stored with a snapshot; or with a volume, whose last snapshot has been destroyed since.
-    fn stored_changes(&self, key: &str) -> Result<Blocks, Failure> {
-        Ok(read_blocks(&self.changes_path(key))?.unwrap_or_default())
+    /// What is stored with a snapshot; or with a volume, whose last snapshot has been destroyed since. `None` where the file
+    /// of a snapshot is lost: every snapshot has one, but for those of snapshots, which have changed nothing.
+    fn stored_changes(&self, key: &str) -> Result<Option<Blocks>, Failure> {
+        let stored = read_blocks(&self.changes_path(key))?;
+        let metadata = self.metadata(key)?.unwrap_or_default();
+        let has_file = metadata.read_only && metadata.tracking.is_some_and(|tracking| tracking.image.is_some());
+        Ok(stored.or_else(|| (!has_file).then(Blocks::default)))
     }
 
     /// Removes what is stored with a volume or snapshot.
@@ -160,7 +164,11 @@ impl Sr {
 
     /// What was written between the snapshot before this one and this one; or since the last one, to a volume.
     fn own_changes(&self, key: &str) -> Result<Blocks, Failure> {
-        let mut blocks = self.stored_changes(key)?;
+        let lost = || {
+            let detail = format!("{key}: the file that says what it has changed is lost; make a full backup");
+            Failure::numbered(Number::ChangedBlocks, detail)
+        };
+        let mut blocks = self.stored_changes(key)?.ok_or_else(lost)?;
         let metadata = self.metadata(key)?.unwrap_or_default();
         // A volume that has lost its image is an error: nobody knows what it had changed.
         if !metadata.read_only {
@@ -262,7 +270,7 @@ impl Locked<'_> {
         let is_own = sr.holds_own_changes(&chain, tracking)?;
         let found = if is_own { sr.dropped(&chain, tracking)? } else { sr.all_that_may_differ(&chain, tracking)? };
         if !is_own || found.0.iter().any(|&byte| byte != 0) {
-            let mut changes = sr.stored_changes(key)?;
+            let mut changes = sr.stored_changes(key)?.unwrap_or_default();
             changes.add_all(&found);
             store::write_bytes(&sr.changes_path(key), &changes.0)?;
             tracking.image = chain.top().as_vhd().map(|image| image.footer().unique_id());
@@ -285,7 +293,7 @@ impl Locked<'_> {
         if is_snapshot && tracking.previous.as_deref() == Some(twin) || !is_snapshot && !is_frozen {
             return Ok(());
         }
-        let mut changes = sr.stored_changes(key)?;
+        let mut changes = sr.stored_changes(key)?.unwrap_or_default();
         if is_frozen {
             let chain = Chain::open(&sr.image_path(twin)?, &ChainOptions::default())?;
             // The frozen image may have been merged since, down or up, and then there is more in its place.
@@ -337,10 +345,14 @@ impl Locked<'_> {
                 let Some(tracking) = of_next.tracking.as_mut().filter(|it| it.previous.as_deref() == Some(key)) else {
                     continue;
                 };
-                let mut changes = sr.stored_changes(&next)?;
-                changes.add_all(&stored);
-                tracking.previous = metadata.tracking.as_ref().and_then(|tracking| tracking.previous.clone());
-                store::write_bytes(&sr.changes_path(&next), &changes.0)?;
+                let before = metadata.tracking.as_ref().and_then(|tracking| tracking.previous.clone());
+                // Where one of the two is lost, nobody knows what has changed since the one before.
+                tracking.previous = None;
+                if let (Some(stored), Some(mut changes)) = (&stored, sr.stored_changes(&next)?) {
+                    changes.add_all(stored);
+                    store::write_bytes(&sr.changes_path(&next), &changes.0)?;
+                    tracking.previous = before;
+                }
                 sr.set_metadata(&next, &of_next)?;
             }
             sr.remove_changes(key)?;

@@ -176,3 +176,28 @@ fn a_volume_that_has_lost_its_image_has_no_list() {
     let call = arguments(&sr, &snapshot, &json!({ "key2": volume, "offset": 0, "length": -1 }));
     plugin.try_call("Volume.list_changed_blocks", &call).unwrap_err();
 }
+
+/// Restored without the files beside it, for instance: also once the snapshot itself is gone.
+#[test]
+fn a_snapshot_that_has_lost_its_changes_is_not_told_as_unchanged() {
+    let plugin = Plugin::install();
+    let sr = plugin.sr("sr");
+    let volume = plugin.create(&sr, "volume", 8 * MIB);
+    plugin.volume(&sr, "enable_cbt", &volume, &json!({}));
+    let snapshot = |tag: u16| {
+        write(&sr, &volume, u64::from(tag) * BLOCK, 1, tag);
+        plugin.new_volume(&sr, "snapshot", &volume)
+    };
+    let (first, second, third) = (snapshot(1), snapshot(2), snapshot(3));
+    let told = |from: &str, to: &str| {
+        let call = arguments(&sr, from, &json!({ "key2": to, "offset": 0, "length": -1 }));
+        plugin.try_call("Volume.list_changed_blocks", &call)
+    };
+    assert_eq!(changed(&plugin, &sr, &first, &third), BTreeSet::from([2, 3]));
+    std::fs::remove_file(sr.folder.join(format!("{second}.vhd.cbt"))).unwrap();
+    told(&first, &third).unwrap_err();
+    assert_eq!(changed(&plugin, &sr, &second, &third), BTreeSet::from([3]), "what is known is told");
+    plugin.volume(&sr, "destroy", &second, &json!({}));
+    collect(&sr);
+    told(&first, &third).unwrap_err();
+}

@@ -29,7 +29,8 @@ use crate::transport::ConnectOptions;
 /// A dynamic or fixed VHD replaces what the destination holds; a differencing one changes, on a copy of its parent's
 /// disk, the sectors that it holds, as do chunks. What is there already is written in place; a new file gets its name
 /// when all has arrived. The command ends with the image or the size that was given, even if the stream stays open; with a
-/// fixed VHD of which no length is known, once nothing has come for five seconds after its footer.
+/// fixed VHD of which no length is known, once nothing has come for five seconds after its footer. A raw disk without a size
+/// ends where the device ends; a file that is longer than that is refused.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Sources: stdin:, fd://N, file://PATH, PATH, tcp://HOST:PORT, unix://PATH; where nobody listens at one of the last two, the
