@@ -197,7 +197,7 @@ impl<'a> Coalesce<'a> {
         let steps = if target.container().has_fixed_size() {
             None
         } else {
-            choose_steps(repository, &run, &plan, units, &locks, intent.keep, options.abort)?
+            choose_steps(repository, &run, units, &locks, intent.keep, options.abort)?
         };
         let structure = repository.lock_structure_until(options.abort)?;
         for journal in superseded {
@@ -267,7 +267,7 @@ impl Moving<'_> {
         let mut left = self.units;
         loop {
             let count = match &self.steps {
-                Some(_) => steps::fitting(left, self.plan, target.container().path())?,
+                Some(_) => steps::fitting(left, target.container().path())?,
                 None => left.len(),
             };
             let (now, later) = left.split_at(count);
@@ -312,18 +312,17 @@ pub(crate) fn free_space(path: &Path) -> Result<ByteCount, FileError> {
 fn choose_steps(
     repository: &Repository,
     run: &Run,
-    plan: &Plan,
     units: &[Unit],
     locks: &[Arc<FileStorage>],
     keep: bool,
     abort: &Abort,
 ) -> Result<Option<Steps>, CoalesceError> {
     let path = run.target().path();
-    let (needed, free) = (steps::space_needed(units, plan), free_space(path)?);
+    let (needed, free) = (steps::space_needed(units), free_space(path)?);
     if needed <= free {
         return Ok(None);
     }
-    steps::fitting(units, plan, path)?;
+    steps::fitting(units, path)?;
     // What is to be kept is not to lose blocks.
     let steps = if keep { None } else { Steps::begin(repository, run, run.direction(), locks, abort)? };
     steps.map(Some).ok_or_else(|| CoalesceError::NoSpace { path: path.into(), needed, free })

@@ -59,7 +59,6 @@ impl Finish<'_> {
             Ok(Linked::Done { target, obsolete, readers }) => {
                 let relinked = self.relinked.iter().cloned().collect();
                 let Self { repository, target: image, locks, .. } = self;
-                image.forget_merge()?;
                 image.close()?;
                 repository.keep_parents_of(self.relinked.iter().chain([&target]).map(PathBuf::as_path));
                 let (deleted, waits_for) = remove_obsolete(repository, journal, &obsolete, readers, structure)?;
@@ -98,6 +97,7 @@ impl Finish<'_> {
         neighbours.check_only_children(&run, &self.relinked)?;
         let (node, node_id) = run[0].clone();
         if self.intent.keep {
+            self.target.forget_merge()?;
             return Ok(Linked::done(self.path(&self.intent.target), Vec::new()));
         }
         if self.intent.direction == Direction::Up {
@@ -127,6 +127,8 @@ impl Finish<'_> {
         self.linked(journal, self.path(&self.intent.target), &self.intent.sources, readers)
     }
 
+    /// Records that no image names the sources any more. Once that is recorded, or the target has the node's name, recovery
+    /// looks at the target no more, and a guest may have it: so the mark goes before.
     fn linked(
         &self,
         journal: &mut Journal,
@@ -134,6 +136,7 @@ impl Finish<'_> {
         obsolete: &[FileId],
         readers: BTreeSet<PathBuf>,
     ) -> Result<Linked, CoalesceError> {
+        self.target.forget_merge()?;
         let relative = readers.iter().map(|path| self.repository.relative(path)).collect();
         journal.append(&Record::Linked { obsolete: obsolete.to_vec(), readers: relative })?;
         Ok(Linked::Done { target, obsolete: obsolete.to_vec(), readers })
@@ -180,6 +183,7 @@ impl Finish<'_> {
     /// Gives the target the node's hidden state, owner and name. The rename decides.
     fn take_place_of(&mut self, node: &Path) -> Result<(), CoalesceError> {
         let hidden = !self.intent.node_is_volume;
+        self.target.forget_merge()?;
         let Target::Vhd(target) = &mut self.target else {
             let target = self.target.container().path().into();
             return Err(CoalesceError::RawTarget { target, node: node.into() });

@@ -90,7 +90,7 @@ impl InPlace {
         if container.has_fixed_size() {
             return Ok(());
         }
-        let (needed, free) = (space_needed(self.plan.units(), &self.plan), free_space(container.path())?);
+        let (needed, free) = (space_needed(self.plan.units()), free_space(container.path())?);
         if needed <= free {
             return Ok(());
         }

@@ -31,7 +31,7 @@ pub struct Unit {
     pub new_blocks: Vec<BlockIndex>,
     /// The data that moves.
     pub data: ByteCount,
-    /// Space that its new blocks take at least.
+    /// Space that its new blocks take at least, bitmaps included.
     pub space_needed: ByteCount,
     /// What moves, in the order of the disk; `None` where the plan grew too large to keep it.
     pub(crate) extents: Option<Box<[ChainExtent]>>,
@@ -51,7 +51,7 @@ pub struct Plan {
     pub extents: u64,
     /// Blocks that the target gains.
     pub new_blocks: u64,
-    /// Space that these take at least, in whole pages. What is written into blocks that are there may take more.
+    /// Space that these take at least, bitmaps included, in whole pages. What is written into blocks that are there may take more.
     pub space_needed: ByteCount,
     /// Bytes of tables that are read: BATs, and bitmaps of sources and target.
     pub tables_read: ByteCount,
@@ -113,13 +113,12 @@ impl Plan {
             plan.zeros += share.zeros;
             plan.extents += share.extents;
             plan.new_blocks += unit.new_blocks.len() as u64;
-            plan.space_needed += share.pages_of_new_blocks;
+            plan.space_needed += unit.space_needed;
             existing += share.existing_blocks;
             plan.units.push(unit);
         }
         plan.tables_read = tables_read(sources, target, existing);
         plan.tables_written = tables_written(target, &plan.units, existing);
-        plan.space_needed += if plan.new_blocks > 0 { plan.tables_written } else { ByteCount(0) };
         Ok(plan)
     }
 
@@ -200,6 +199,7 @@ struct Share {
     zeros: ByteCount,
     extents: u64,
     existing_blocks: u64,
+    /// With those of their bitmaps.
     pages_of_new_blocks: ByteCount,
 }
 
@@ -236,6 +236,9 @@ impl Share {
                 last_page = Some(end - 1);
             }
         }
+        // Data begins with a page, and the bitmap lies at the end of those before it.
+        let bitmap = target.block_size.map_or(0, |size| size.bitmap_size().0.next_multiple_of(PAGE));
+        share.pages_of_new_blocks += ByteCount(new_blocks.len() as u64 * bitmap);
         (share, new_blocks)
     }
 

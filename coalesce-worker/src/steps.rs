@@ -16,7 +16,7 @@ use crate::abort::Abort;
 use crate::coalesce::free_space;
 use crate::error::CoalesceError;
 use crate::in_use::{is_free, lock_source};
-use crate::plan::{Plan, Unit};
+use crate::plan::Unit;
 use crate::record::Direction;
 use crate::repository::Repository;
 use crate::run::{Neighbours, Run};
@@ -32,19 +32,18 @@ pub(crate) struct Steps {
     paths: Vec<PathBuf>,
 }
 
-/// The space that units need at least, with the tables of the whole plan.
-pub(crate) fn space_needed(units: &[Unit], plan: &Plan) -> ByteCount {
-    let blocks = units.iter().map(|unit| unit.space_needed).fold(ByteCount(0), |sum, space| sum + space);
-    if blocks.0 == 0 { blocks } else { blocks + plan.tables_written }
+/// The space that units need at least.
+pub(crate) fn space_needed(units: &[Unit]) -> ByteCount {
+    units.iter().map(|unit| unit.space_needed).fold(ByteCount(0), |sum, space| sum + space)
 }
 
 /// Counts the units that fit into the free space of `target` together.
 ///
 /// # Errors
 /// Not even one does.
-pub(crate) fn fitting(units: &[Unit], plan: &Plan, target: &Path) -> Result<usize, CoalesceError> {
+pub(crate) fn fitting(units: &[Unit], target: &Path) -> Result<usize, CoalesceError> {
     let free = free_space(target)?;
-    let mut taken = RESERVE + plan.tables_written;
+    let mut taken = RESERVE;
     let fits = |unit: &&Unit| {
         taken += unit.space_needed;
         taken <= free

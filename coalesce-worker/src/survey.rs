@@ -278,7 +278,7 @@ fn plan_one(
     let request = Request { node: node.clone(), into: Some(into.clone()), direction, keep: false };
     let run = Run::open(repository.options(), node, &request)?;
     let plan = run.plan(abort)?;
-    let fits_in_steps = can_release(&run, direction) && fitting(plan.units(), &plan, run.target().path()).is_ok();
+    let fits_in_steps = can_release(&run, direction) && fitting(plan.units(), run.target().path()).is_ok();
     Ok(PlannedRun {
         node: node.clone(),
         into: into.clone(),

@@ -147,6 +147,17 @@ impl Tmpfs {
     pub fn path(&self) -> &Path {
         &self.mount.path
     }
+
+    /// Makes it as large as what is in it, and this.
+    ///
+    /// # Panics
+    /// If that cannot be done.
+    pub fn leave_free(&self, free: ByteCount) {
+        let found = rustix::fs::statvfs(self.path()).expect("it is mounted");
+        let used = (found.f_blocks - found.f_bfree) * found.f_frsize;
+        let size = format!("remount,size={}", used + free.0);
+        run(Command::new("mount").args(["-o", &size]).arg(self.path()));
+    }
 }
 
 /// Dropped before the folder that it is in.

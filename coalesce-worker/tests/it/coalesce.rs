@@ -1,12 +1,13 @@
 //! Single merges: endings, sizes, refusals.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use coalesce_worker::{Coalesce, CoalesceError, Direction, Ending, Outcome, Repository, Request};
+use testkit::filesystem::Tmpfs;
 use testkit::model::{Model, Start};
-use testkit::{golden, guest_sha256, pattern, scratch, worker};
+use testkit::{golden, guest_sha256, pattern, worker};
 use vhd_core::{
     BlockSize, ByteCount, Chain, ChainOptions, Existing, Image, Lock, NewImage, NewKind, ParentLink, Sector,
     SectorCount, SectorRange, Volume, create_file,
@@ -178,27 +179,6 @@ fn an_empty_volume_beside_others_is_not_merged_away() {
     assert!(path("snap.vhd").exists());
 }
 
-struct SmallDisk {
-    folder: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    fn new(size: &str) -> Self {
-        let folder = scratch::folder();
-        let options = format!("size={size}");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(folder.path()).status();
-        assert!(mounted.is_ok_and(|status| status.success()), "mounting a file system needs root");
-        Self { folder }
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(self.folder.path()).status();
-        assert!(unmounted.is_ok_and(|status| status.success()));
-    }
-}
-
 fn fill(path: &Path, blocks: std::ops::Range<u64>, tag: u16) {
     let volume = Volume::open(path, &ChainOptions::default()).unwrap();
     for block in blocks {
@@ -210,28 +190,28 @@ fn fill(path: &Path, blocks: std::ops::Range<u64>, tag: u16) {
 
 #[test]
 fn what_does_not_fit_is_refused_with_the_shortfall() {
-    let disk = SmallDisk::new("20m");
-    let path = |name: &str| disk.folder.path().join(name);
+    let disk = Tmpfs::new(ByteCount(20 << 20));
+    let path = |name: &str| disk.path().join(name);
     let kind = NewKind::Dynamic { block_size: BlockSize::DEFAULT };
     create_file(&path("v.vhd"), &NewImage::new(ByteCount(64 << 20), kind), Existing::Keep).unwrap();
     fill(&path("v.vhd"), 0..2, 1);
     worker::snapshot(&path("v.vhd"), &path("s.vhd")).unwrap();
     fs::remove_file(path("s.vhd")).unwrap();
     fill(&path("v.vhd"), 3..7, 2);
-    let before = contents(disk.folder.path());
+    let before = contents(disk.path());
     let keep = Request { keep: true, ..request(&path("v.vhd"), None) };
     let error = execute(&keep).unwrap_err();
     let CoalesceError::NoSpace { needed, free, .. } = &error else { panic!("{error}") };
     assert!(needed.0 > 8 << 20 && free < needed, "{error}");
-    assert!(contents(disk.folder.path()) == before);
+    assert!(contents(disk.path()) == before);
 }
 
 /// Much goes into holes of blocks that are there already, which the plan cannot know: space runs out on the way. The
 /// target has its footer at the end all the same.
 #[test]
 fn a_disk_that_fills_up_in_mid_merge_loses_nothing() {
-    let disk = SmallDisk::new("20m");
-    let path = |name: &str| disk.folder.path().join(name);
+    let disk = Tmpfs::new(ByteCount(20 << 20));
+    let path = |name: &str| disk.path().join(name);
     let kind = NewKind::Dynamic { block_size: BlockSize::DEFAULT };
     create_file(&path("v.vhd"), &NewImage::new(ByteCount(64 << 20), kind), Existing::Keep).unwrap();
     let volume = Volume::open(&path("v.vhd"), &ChainOptions::default()).unwrap();
@@ -253,13 +233,35 @@ fn a_disk_that_fills_up_in_mid_merge_loses_nothing() {
         assert!(report.worst() < Some(vhd_core::check::Severity::Warning), "{:?}", report.findings());
     }
 
-    let remount = ["-o", "remount,size=60m"];
-    assert!(Command::new("mount").args(remount).arg(disk.folder.path()).status().unwrap().success());
+    disk.leave_free(ByteCount(40 << 20));
     let repository = repository(&path("v.vhd"));
     let prepared = Coalesce::prepare(&repository, &request(&path("v.vhd"), None)).unwrap();
     assert_eq!(prepared.ending(), &Ending::TakeName);
     worker::execute(prepared).unwrap();
     assert_eq!(hash(&path("v.vhd")), before);
+}
+
+/// Data begins with a page: a bitmap takes the whole page before it.
+#[test]
+fn a_plan_tells_the_space_that_new_blocks_take() {
+    for block_size in [4096, 64 << 10, 2 << 20] {
+        let disk = Tmpfs::new(ByteCount(64 << 20));
+        let path = |name: &str| disk.path().join(name);
+        let kind = NewKind::Dynamic { block_size: BlockSize::new(block_size).unwrap() };
+        create_file(&path("v.vhd"), &NewImage::new(ByteCount(64 << 20), kind), Existing::Keep).unwrap();
+        worker::snapshot(&path("v.vhd"), &path("s.vhd")).unwrap();
+        fs::remove_file(path("s.vhd")).unwrap();
+        fill(&path("v.vhd"), 1..9, 2);
+        let repository = repository(&path("v.vhd"));
+        let prepared = Coalesce::prepare(&repository, &request(&path("v.vhd"), None)).unwrap();
+        let (target, needed) = (prepared.target().to_path_buf(), prepared.plan().space_needed);
+        let space = |path: &Path| fs::metadata(path).unwrap().blocks() * 512;
+        let before = space(&target);
+        worker::execute(prepared).unwrap();
+        let taken = space(&path("v.vhd")) - before;
+        // The table of blocks, and the border pages, are beside them.
+        assert!(needed.0 <= taken && taken <= needed.0 + 128 * 1024, "{needed} for {taken} of {block_size}");
+    }
 }
 
 fn child(path: &Path, parent: &Path) {

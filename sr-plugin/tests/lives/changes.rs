@@ -201,3 +201,32 @@ fn a_snapshot_that_has_lost_its_changes_is_not_told_as_unchanged() {
     collect(&sr);
     told(&first, &third).unwrap_err();
 }
+
+/// What is kept of changes goes with whatever it is about.
+#[test]
+fn a_volume_that_is_destroyed_leaves_nothing() {
+    let plugin = Plugin::install();
+    let sr = plugin.sr("sr");
+    let volume = plugin.create(&sr, "volume", 8 * MIB);
+    plugin.volume(&sr, "enable_cbt", &volume, &json!({}));
+    write(&sr, &volume, 0, 1, 1);
+    let snapshot = plugin.new_volume(&sr, "snapshot", &volume);
+    write(&sr, &volume, 400, 1, 2);
+    // What it had changed is now in an image that the clone shares.
+    let clone = plugin.new_volume(&sr, "clone", &volume);
+    let files = || {
+        let names =
+            std::fs::read_dir(&sr.folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect::<Vec<_>>()
+    };
+    assert!(files().contains(&format!("{volume}.vhd.cbt")));
+    for key in [&volume, &clone, &snapshot] {
+        plugin.volume(&sr, "destroy", key, &json!({}));
+    }
+    collect(&sr);
+    // What a snapshot had changed is added to what comes next by whoever lists.
+    plugin.call("SR.ls", &json!({ "sr": sr.id }));
+    let kept = files();
+    let left: Vec<_> = kept.iter().filter(|name| !name.starts_with('.') && *name != "sr.json").collect();
+    assert!(left.is_empty(), "{left:?}");
+}

@@ -23,6 +23,8 @@ struct Case {
     keys: BTreeMap<&'static str, String>,
     before: State,
     after: State,
+    /// What is in the folder once it is through and all has been collected.
+    files: BTreeMap<String, usize>,
 }
 
 /// Everything about the volumes but what they are called by, with what they hold.
@@ -42,6 +44,19 @@ fn state(plugin: &Plugin, sr: &Sr) -> State {
     let mut state: State = listed.as_array().unwrap().iter().map(of).collect();
     state.sort_unstable();
     state
+}
+
+/// Counts the files of each kind: what they are called without the keys of volumes. The list of relatives is made when it
+/// is asked for.
+fn files(sr: &Sr) -> BTreeMap<String, usize> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(&sr.folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let kind = name.split_once('.').map_or("", |(_, kind)| kind);
+        *files.entry(kind.to_owned()).or_default() += usize::from(kind != "sr.trees");
+    }
+    files.retain(|_, count| *count > 0);
+    files
 }
 
 impl Case {
@@ -65,10 +80,12 @@ impl Case {
         let saved = plugin.path("saved");
         assert!(Command::new("cp").arg("-a").arg(&sr.folder).arg(saved).status().unwrap().success());
         let before = state(&plugin, &sr);
-        let mut case = Self { plugin, sr, method, words, keys, before, after: State::new() };
+        let mut case = Self { plugin, sr, method, words, keys, before, after: State::new(), files: BTreeMap::new() };
         assert!(case.command().output().unwrap().status.success());
         case.after = state(&case.plugin, &case.sr);
         assert_ne!(case.before, case.after, "{method}");
+        collect(&case.sr);
+        case.files = files(&case.sr);
         case
     }
 
@@ -115,6 +132,10 @@ impl Case {
         assert!(state(&self.plugin, &self.sr) == self.after, "{what}, collected");
         verify(&self.plugin, &self.sr);
         self.verify_changes(&what);
+        let (mut found, mut expected) = (files(&self.sr), self.files.clone());
+        // What a snapshot held need not be known.
+        assert!(found.remove("vhd.held") <= expected.remove("vhd.held"), "{what}, collected");
+        assert_eq!(found, expected, "{what}, collected");
         true
     }
 

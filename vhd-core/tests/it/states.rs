@@ -181,6 +181,30 @@ fn states_of_blocks_that_are_given_back_take_no_memory() {
     assert_eq!(shown(&path, 0), 1);
 }
 
+/// Also a block that no flush has shown yet; the next one is not to show it.
+#[test]
+fn blocks_that_are_given_back_leave_nothing_in_the_file() {
+    let kind = NewKind::Dynamic { block_size: BlockSize::new(4096).unwrap() };
+    let memory = super::new_image(40 * 512, kind);
+    let mut image = super::open_writable(&memory);
+    let block = |number: u64| sectors(number * 8, 8);
+    for number in [0, 1] {
+        image.write(block(number), &pattern::fill(block(number), 1)).unwrap();
+    }
+    image.flush().unwrap();
+    image.write(block(2), &pattern::fill(block(2), 1)).unwrap();
+    image.release(&[BlockIndex(0), BlockIndex(2)]).unwrap();
+    let is_in_file = |number: u64| {
+        let data = pattern::fill(block(number), 1);
+        memory.to_vec().windows(data.len()).any(|bytes| bytes == data)
+    };
+    assert_eq!([0, 1, 2].map(is_in_file), [false, true, false]);
+    image.close().unwrap();
+    let image = super::open(&memory);
+    let blocks: Vec<_> = image.allocated_blocks().map(|found| found.unwrap().0).collect();
+    assert_eq!(blocks, [BlockIndex(1)]);
+}
+
 /// The sync that failed may have lost the data of a write that has not returned yet: a sync that goes well says nothing
 /// of it.
 #[test]

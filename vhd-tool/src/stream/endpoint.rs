@@ -120,8 +120,8 @@ impl<'a> Target<'a> {
     /// A file that cannot be emptied.
     pub(crate) fn into_writer(self) -> Result<Box<dyn Write + Send + 'a>, CommandError> {
         let out: Box<dyn Write + Send + 'a> = match self {
-            Self::Place { container, fresh } => {
-                if !fresh && !container.has_fixed_size() {
+            Self::Place { container, .. } => {
+                if !container.has_fixed_size() {
                     container.set_len(ByteCount(0))?;
                 }
                 Box::new(Appender { container, at: FileOffset(0) })

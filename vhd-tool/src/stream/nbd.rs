@@ -124,3 +124,105 @@ impl Export for ServedDisk {
         self.container.storage().sync()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::Shutdown;
+    use std::os::unix::net::UnixStream;
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use testkit::crash::{Options, PowerStorage};
+
+    use super::*;
+
+    impl Duplex for UnixStream {
+        fn limit(&mut self, limit: Option<Duration>) -> io::Result<()> {
+            self.set_read_timeout(limit)
+        }
+
+        fn end(&mut self) -> io::Result<()> {
+            self.shutdown(Shutdown::Write)
+        }
+    }
+
+    /// A connection that keeps the limits it is given.
+    struct Limited(UnixStream, Vec<Option<Duration>>);
+
+    impl Read for Limited {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            self.0.read(bytes)
+        }
+    }
+
+    impl Write for Limited {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            self.0.flush()
+        }
+    }
+
+    impl Duplex for Limited {
+        fn limit(&mut self, limit: Option<Duration>) -> io::Result<()> {
+            self.1.push(limit);
+            Ok(())
+        }
+
+        fn end(&mut self) -> io::Result<()> {
+            self.0.end()
+        }
+    }
+
+    /// A server that does not answer the greeting is not waited for; a disk may take as long as it takes.
+    #[test]
+    fn only_the_greeting_has_a_limit() {
+        let storage = Arc::new(PowerStorage::new(vec![9; 8192]));
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let container = Container::new(Path::new("disk"), storage.clone());
+        let server = std::thread::spawn(move || receive(&mut ours, container, ByteCount(8192), Meter::None));
+        let mut limited = Limited(theirs, Vec::new());
+        let mut writer = NbdWriter::new(&mut limited, ByteCount(4096), false).unwrap();
+        writer.data(ByteCount(1024), &[1; 512]).unwrap();
+        writer.zeros(ByteCount(2048), ByteCount(512)).unwrap();
+        writer.finish().unwrap();
+        drop(writer);
+        assert_eq!(limited.1, [Some(PATIENCE), None]);
+        server.join().unwrap().unwrap();
+        let found = storage.to_vec();
+        assert!(found[1024..1536] == [1; 512] && found[2048..2560] == [0; 512] && found[2560] == 9);
+    }
+
+    /// A client that never asks for a flush has been told that its writes are done.
+    #[test]
+    fn what_a_client_has_written_is_durable_at_the_end() {
+        let storage = Arc::new(PowerStorage::new(vec![9; 4096]));
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let client = std::thread::spawn(move || {
+            let mut client = Client::connect(theirs, "").unwrap();
+            assert_eq!(client.size(), ByteCount(8192));
+            client.write_at(FileOffset(512), &[1; 1024]).unwrap();
+            client.write_at(FileOffset(4096), &[2; 4096]).unwrap();
+            client.zero(FileOffset(2048), ByteCount(512)).unwrap();
+            client.disconnect().unwrap();
+        });
+        let container = Container::new(Path::new("disk"), storage.clone());
+        receive(&mut ours, container, ByteCount(8192), Meter::None).unwrap();
+        storage.promise();
+        client.join().unwrap();
+        let mut expected = [vec![9; 4096], vec![2; 4096]].concat();
+        expected[512..1536].fill(1);
+        expected[2048..2560].fill(0);
+        let ended = storage.states(Options::default()).filter(|state| state.promises_made() == 1);
+        let found: Vec<_> = ended.map(|state| state.read(PowerStorage::NAME).unwrap()).collect();
+        assert!(!found.is_empty());
+        for bytes in found {
+            let wrong = bytes.iter().zip(&expected).position(|(found, expected)| found != expected);
+            assert!(bytes.len() == expected.len() && wrong.is_none(), "{} bytes, wrong at {wrong:?}", bytes.len());
+        }
+    }
+}

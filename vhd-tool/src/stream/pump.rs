@@ -55,11 +55,10 @@ impl Batch {
         }
     }
 
-    /// Names a range of the batch's bytes as data, also where they are zero.
+    /// Names a range of the batch's bytes, which is not empty, as data, also where they are zero.
     pub(crate) fn add_data(&mut self, range: Range<u64>) {
         match self.parts.last_mut() {
             Some(Part::Data(last)) if last.end == range.start => last.end = range.end,
-            _ if range.is_empty() => {}
             _ => self.parts.push(Part::Data(range)),
         }
     }

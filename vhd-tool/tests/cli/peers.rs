@@ -95,25 +95,51 @@ fn what_an_nbd_server_calls_data_is_read_from_the_device() {
     assert!(std::fs::read(folder.path().join("copy")).unwrap() == expected);
 }
 
-/// To a file, and to a device of just its size.
+/// To a file, whatever its length was, to a new one, and to a device of just its size.
 #[test]
 fn an_nbd_client_writes_the_disk() {
     let folder = tempfile::tempdir().unwrap();
-    write_by_nbd(folder.path(), Path::new("copy"));
+    for there in [Some(8 * MIB), Some(3 * MIB), Some(0), None] {
+        write_by_nbd(folder.path(), Path::new("copy"), there);
+        std::fs::remove_file(folder.path().join("copy")).unwrap();
+    }
     let device = LoopDevice::new(&folder.path().join("device"), 8 * MIB);
-    write_by_nbd(folder.path(), &device.path);
+    write_by_nbd(folder.path(), &device.path, Some(8 * MIB));
 }
 
-fn write_by_nbd(folder: &Path, destination: &Path) {
+/// Nobody is told that a disk of no size, or one that has no room, has been written.
+#[test]
+fn an_nbd_client_is_given_no_disk_without_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = LoopDevice::new(&folder.path().join("device"), 4 * MIB);
+    let device = device.path.to_str().unwrap();
+    File::create(folder.path().join("empty")).unwrap();
+    for (destination, code, text) in
+        [(&["empty"][..], 2, "--destination-size"), (&[device, "--destination-size", "8388608"], 5, "4194304")]
+    {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut server = Command::new(env!("CARGO_BIN_EXE_vhd-tool"));
+        server.current_dir(folder.path()).args(["serve", "--source-protocol", "nbd", "--source-fd", "0"]);
+        let server = server.arg("--destination").args(destination).stdin(Stdio::from(OwnedFd::from(theirs)));
+        let server = server.stderr(Stdio::piped()).spawn().unwrap();
+        ours.shutdown(std::net::Shutdown::Write).unwrap();
+        let output = server.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(code) && said.contains(text), "{destination:?}: {said}");
+    }
+}
+
+/// `there` is the length of what is there before.
+fn write_by_nbd(folder: &Path, destination: &Path, there: Option<u64>) {
     let source = sparse(folder, "source");
     let socket = folder.join("socket");
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket).expect("it works");
     // What the client says is zero replaces what was there.
-    let there =
-        File::options().create(true).truncate(false).write(true).open(folder.join(destination)).expect("it works");
-    there.write_all_at(&vec![9; 8 << 20], 0).expect("it works");
-    drop(there);
+    if let Some(length) = there {
+        let there = File::options().create(true).truncate(false).write(true).open(folder.join(destination));
+        there.expect("it works").write_all_at(&vec![9; length as usize], 0).expect("it works");
+    }
     let uri = format!("nbd+unix:///any?socket={}", socket.display());
     let mut client = Command::new("timeout");
     client.args(["60", "qemu-img", "convert", "-n", "-f", "raw", "-O", "raw"]).arg(&source).arg(uri);

@@ -137,6 +137,26 @@ fn a_raw_disk_is_as_long_as_the_device_that_it_is_written_to() {
     );
 }
 
+/// Senders fill up the last chunk with zeros: those need no room on the device; data does.
+#[test]
+fn a_last_chunk_that_reaches_past_a_device_may_hold_zeros_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let device = LoopDevice::new(&at.join("device"), 4 << 20);
+    let frame =
+        |offset: u64, bytes: &[u8]| [&offset.to_le_bytes()[..], &(bytes.len() as u32).to_le_bytes(), bytes].concat();
+    let last = (4 << 20) - 4096;
+    for (behind, code) in [(0, 0), (5, 5)] {
+        let chunk = [vec![3; 4096], vec![behind; 8192]].concat();
+        fs::write(at.join("chunks"), [frame(last, &chunk), frame(0, &[])].concat()).unwrap();
+        let script =
+            format!("$TOOL serve --source chunks --source-protocol chunked --destination {}", device.path.display());
+        let ended = shell_ended(at, &script);
+        assert_eq!(ended.status.code(), Some(code), "{}", String::from_utf8_lossy(&ended.stderr));
+    }
+    assert!(fs::read(&device.path).unwrap()[last as usize..] == [3; 4096]);
+}
+
 /// What a device held before is nowhere read as the disk that it is written with.
 #[test]
 fn what_a_device_held_before_is_gone() {

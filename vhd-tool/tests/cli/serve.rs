@@ -34,6 +34,7 @@ fn it_ends_with_the_image_even_if_the_pipe_stays_open() {
             .args(["serve", "--source-format", "vhd", "--destination", "x.img"])
             .current_dir(folder.path())
             .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let mut pipe = child.stdin.take().unwrap();
@@ -44,6 +45,14 @@ fn it_ends_with_the_image_even_if_the_pipe_stays_open() {
         });
         assert!(ended.expect("it does not wait for more").success(), "{name}");
         drop(pipe);
+        // Nothing in a fixed disk tells that no more comes: that is said.
+        let said = String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap();
+        assert_eq!(said.contains("was taken for complete"), name == "fixed-4m.vhd", "{said}");
+        let closed = command(folder.path(), &["serve", "--source-format", "vhd", "--destination", "y.img"])
+            .write_stdin(golden::bytes(name))
+            .assert()
+            .success();
+        assert!(!String::from_utf8_lossy(&closed.get_output().stderr).contains("taken for complete"));
         assert_eq!(testkit::sha256(&fs::read(folder.path().join("x.img")).unwrap()), expected(name));
     }
 }

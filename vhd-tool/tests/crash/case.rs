@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use std::process::Command;
 
 use coalesce_worker::{Recovered, Repository, Survey};
+use testkit::crash::Recording;
+use testkit::filesystem::Tmpfs;
 use testkit::scene::{self, Scene};
 use testkit::{pattern, scratch};
-use vhd_core::{ChainOptions, Sector, SectorRange, Volume};
+use vhd_core::{BlockSize, ByteCount, ChainOptions, Sector, SectorRange, Volume};
 
 use crate::program::{self, Program};
 
@@ -18,11 +21,14 @@ pub(crate) type Volumes = BTreeMap<String, Vec<u8>>;
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
     pub(crate) name: &'static str,
+    pub(crate) block_size: BlockSize,
     pub(crate) build: fn(&Scene),
     pub(crate) program: Program,
     pub(crate) change: Change,
     /// How many images there are when it has ended.
     pub(crate) images: usize,
+    /// The space that is free as it runs, where there is little.
+    pub(crate) free: Option<ByteCount>,
 }
 
 /// What it changes for those who look at volumes.
@@ -79,7 +85,7 @@ pub(crate) const SECTORS: u64 = 256;
 impl Case {
     /// Makes the repository, and finds out what a collection makes of it by trying.
     pub(crate) fn prepare(self) -> Prepared {
-        let scene = Scene::default();
+        let scene = Scene::with_blocks(self.block_size);
         (self.build)(&scene);
         scene.settle();
         let before = scene::volumes(scene.path());
@@ -150,10 +156,25 @@ impl Prepared {
     /// Copies the repository.
     pub(crate) fn copy(&self) -> tempfile::TempDir {
         let folder = scratch::folder();
-        let from = self.scene.path().join(".");
-        let status = std::process::Command::new("cp").arg("-a").arg(from).arg(folder.path()).status();
-        assert!(status.unwrap().success());
+        self.copy_to(folder.path());
         folder
+    }
+
+    fn copy_to(&self, folder: &Path) {
+        let from = self.scene.path().join(".");
+        assert!(Command::new("cp").arg("-a").arg(from).arg(folder).status().unwrap().success());
+    }
+
+    /// Records what the operation does to a copy.
+    pub(crate) fn record(&self) -> Recording {
+        let Some(free) = self.case.free else {
+            let copy = self.copy();
+            return Recording::of(copy.path(), &self.case.program.command(copy.path()));
+        };
+        let small = Tmpfs::new(ByteCount(1 << 30));
+        self.copy_to(small.path());
+        small.leave_free(free);
+        Recording::of(small.path(), &self.case.program.command(small.path()))
     }
 
     /// Checks that every volume that is not the operation's own reads as before, as things are.

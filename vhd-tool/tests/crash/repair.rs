@@ -134,7 +134,7 @@ fn power_failures_lose_neither_the_old_nor_the_new() {
 /// the other half.
 #[test]
 fn a_torn_change_of_the_parent_is_finished_by_its_record() {
-    let case = table::cases().into_iter().find(|case| case.name == "relink").unwrap();
+    let case = table::relink();
     let prepared = case.prepare();
     let copy = prepared.copy();
     let recording = Recording::of(copy.path(), &prepared.case.program.command(copy.path()));

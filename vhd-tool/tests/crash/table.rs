@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use testkit::inject::kill_at;
 use testkit::pattern;
 use testkit::scene::Scene;
-use vhd_core::{Sector, SectorRange};
+use vhd_core::{BlockSize, ByteCount, Sector, SectorRange};
 
 use crate::case::{Case, Change, SECTORS};
 use crate::program::{Program, vhd_tool};
@@ -84,6 +84,19 @@ fn apart_on_a_base(scene: &Scene) {
     scene.hide("old.vhd");
     scene.larger_child("new.vhd", "old.vhd", SECTORS + 40);
     HELD.into_iter().for_each(|sectors| scene.write("new.vhd", sectors, 6));
+}
+
+/// A base with little in it, and much above it, of which 2 MiB of the disk are merged at a time.
+fn much_to_merge(scene: &Scene) {
+    scene.dynamic("base.vhd", 4 * 4096 + 768);
+    scene.write("base.vhd", 0..60, 1);
+    scene.hide("base.vhd");
+    scene.child("mid.vhd", "base.vhd");
+    scene.write("mid.vhd", 30..75, 2);
+    scene.write("mid.vhd", 4096..4096 + 300, 2);
+    scene.hide("mid.vhd");
+    scene.child("leaf.vhd", "mid.vhd");
+    (0..5).for_each(|part| scene.write("leaf.vhd", part * 4096..part * 4096 + 768, 3));
 }
 
 /// The table of blocks needs more room than there is before the first block.
@@ -199,77 +212,81 @@ static INPUT: LazyLock<&'static Path> = LazyLock::new(|| {
     Box::leak(path.into_boxed_path())
 });
 
-/// All of them.
-pub(crate) fn cases() -> Vec<Case> {
-    let case = |name, build: fn(&Scene), program, change, images| Case { name, build, program, change, images };
-    let same = |name, build, arguments, images| case(name, build, Tool(arguments), Change::None, images);
-    let new = |like| Change::Appears("new.vhd", like);
-    let written = Change::Written("leaf.vhd", 20..90, 11);
-    vec![
-        case("create", chain, Tool(&["create", "new.vhd", "--size", "128K", "--block-size", "4K"]), new(None), 4),
-        case("create a child", chain, Tool(&["create", "new.vhd", "--parent", "mid.vhd"]), new(Some("mid.vhd")), 4),
-        case("write", chain, ToolWith(&["write", "leaf.vhd", "--offset", "10K"], &INPUT), written, 3),
-        case("snapshot", three_children, Tool(&["snapshot", "leaf.vhd", "new.vhd"]), new(Some("leaf.vhd")), 7),
-        case("clone", chain, Tool(&["clone", "leaf.vhd", "new.vhd"]), new(Some("leaf.vhd")), 5),
-        case(
-            "clone (shared parent)",
-            three_children,
-            Tool(&["clone", "third.vhd", "new.vhd"]),
-            new(Some("third.vhd")),
-            6,
-        ),
-        case("delete", three_children, Tool(&["delete", "leaf.vhd"]), Change::Disappears("leaf.vhd"), 4),
-        case("delete (hide)", volume_with_child, Tool(&["delete", "leaf.vhd"]), Change::Disappears("leaf.vhd"), 4),
-        same("relink", three_children, RELINK, 4),
-        same("take name", chain, TAKE_NAME, 1),
-        same("up", chain, &["coalesce", "leaf.vhd", "--into", "base.vhd", "--up", "--threads", "2"], 1),
-        same("up to a parent", chain_on_a_root, &["coalesce", "leaf.vhd", "--into", "base.vhd", "--up"], 3),
-        same("grow", chain_that_grows, RELINK, 2),
-        same("grow and take name", chain_that_grows, TAKE_NAME, 1),
-        same("grow fixed", fixed_that_grows, RELINK, 2),
-        same("grow fixed and take name", fixed_that_grows, TAKE_NAME, 1),
-        same("raw", chain_on_raw, &["coalesce", "mid.vhd", "--into", "disk.img"], 2),
-        same("resume", interrupted, RELINK, 4),
-        same("supersede", interrupted_otherwise, TAKE_NAME, 1),
-        case("revert", snapshots, Revert("leaf.vhd", "second.vhd"), Change::Reverted("leaf.vhd", "second.vhd"), 7),
-        case(
-            "revert (shared parent)",
-            snapshots,
-            Revert("leaf.vhd", "third.vhd"),
-            Change::Reverted("leaf.vhd", "third.vhd"),
-            6,
-        ),
-        case("compose", apart, Compose("new.vhd", "leaf.vhd"), Change::Composed("new.vhd", "leaf.vhd", &HELD), 4),
-        case(
-            "compose (another parent)",
-            apart_on_a_base,
-            Compose("new.vhd", "leaf.vhd"),
-            Change::Composed("new.vhd", "leaf.vhd", &HELD),
-            5,
-        ),
-        case("resize (grow)", chain, Tool(&["resize", "leaf.vhd", "2M"]), Change::Resized("leaf.vhd", 4096), 3),
-        case("resize (grow fixed)", fixed, Tool(&["resize", "disk.vhd", "96K"]), Change::Resized("disk.vhd", 192), 1),
-        case("resize (shrink)", unused_end, Tool(&["resize", "leaf.vhd", "50K"]), Change::Resized("leaf.vhd", 100), 2),
-        case(
-            "resize (discard)",
-            chain,
-            Tool(&["resize", "leaf.vhd", "18K", "--discard"]),
-            Change::Resized("leaf.vhd", 36),
-            3,
-        ),
-        case(
-            "resize (discard of a fixed disk)",
-            fixed,
-            Tool(&["resize", "disk.vhd", "18K", "--discard"]),
-            Change::Resized("disk.vhd", 36),
-            1,
-        ),
-        case("compact", with_zeros, Tool(&["compact", "base.vhd"]), Change::Compacted, 2),
-        case("compact a child", with_zeros, Tool(&["compact", "leaf.vhd"]), Change::Compacted, 2),
-        case("collect", forest, Collect, Change::None, 4),
-        case("collect an interrupted merge", interrupted, Collect, Change::None, 4),
-    ]
+/// Makes a function of each operation that gives its case.
+macro_rules! cases {
+    ($($name:ident: $build:ident, $program:expr, $change:expr, $images:expr;)*) => {
+        $(pub(crate) fn $name() -> Case {
+            let (name, block_size) = (stringify!($name), BlockSize::new(4096).unwrap());
+            Case { name, block_size, build: $build, program: $program, change: $change, images: $images, free: None }
+        })*
+    };
 }
+
+cases! {
+    create: chain, Tool(&["create", "new.vhd", "--size", "128K", "--block-size", "4K"]), new(None), 4;
+    create_a_child: chain, Tool(&["create", "new.vhd", "--parent", "mid.vhd"]), new(Some("mid.vhd")), 4;
+    write: chain, ToolWith(&["write", "leaf.vhd", "--offset", "10K"], &INPUT), Change::Written("leaf.vhd", 20..90, 11), 3;
+    snapshot: three_children, Tool(&["snapshot", "leaf.vhd", "new.vhd"]), new(Some("leaf.vhd")), 7;
+    clone: chain, Tool(&["clone", "leaf.vhd", "new.vhd"]), new(Some("leaf.vhd")), 5;
+    clone_with_shared_parent: three_children, Tool(&["clone", "third.vhd", "new.vhd"]), new(Some("third.vhd")), 6;
+    delete: three_children, Tool(&["delete", "leaf.vhd"]), Change::Disappears("leaf.vhd"), 4;
+    delete_hides: volume_with_child, Tool(&["delete", "leaf.vhd"]), Change::Disappears("leaf.vhd"), 4;
+    relink: three_children, Tool(RELINK), Change::None, 4;
+    take_name: chain, Tool(TAKE_NAME), Change::None, 1;
+    up: chain, Tool(&["coalesce", "leaf.vhd", "--into", "base.vhd", "--up", "--threads", "2"]), Change::None, 1;
+    up_to_a_parent: chain_on_a_root, Tool(&["coalesce", "leaf.vhd", "--into", "base.vhd", "--up"]), Change::None, 3;
+    grow: chain_that_grows, Tool(RELINK), Change::None, 2;
+    grow_and_take_name: chain_that_grows, Tool(TAKE_NAME), Change::None, 1;
+    grow_fixed: fixed_that_grows, Tool(RELINK), Change::None, 2;
+    grow_fixed_and_take_name: fixed_that_grows, Tool(TAKE_NAME), Change::None, 1;
+    raw: chain_on_raw, Tool(&["coalesce", "mid.vhd", "--into", "disk.img"]), Change::None, 2;
+    resume: interrupted, Tool(RELINK), Change::None, 4;
+    supersede: interrupted_otherwise, Tool(TAKE_NAME), Change::None, 1;
+    revert: snapshots, Revert("leaf.vhd", "second.vhd"), Change::Reverted("leaf.vhd", "second.vhd"), 7;
+    revert_with_shared_parent: snapshots, Revert("leaf.vhd", "third.vhd"), Change::Reverted("leaf.vhd", "third.vhd"), 6;
+    compose: apart, Compose("new.vhd", "leaf.vhd"), Change::Composed("new.vhd", "leaf.vhd", &HELD), 4;
+    compose_over_another_parent: apart_on_a_base, Compose("new.vhd", "leaf.vhd"),
+        Change::Composed("new.vhd", "leaf.vhd", &HELD), 5;
+    resize_to_more: chain, Tool(&["resize", "leaf.vhd", "2M"]), Change::Resized("leaf.vhd", 4096), 3;
+    resize_fixed_to_more: fixed, Tool(&["resize", "disk.vhd", "96K"]), Change::Resized("disk.vhd", 192), 1;
+    resize_to_less: unused_end, Tool(&["resize", "leaf.vhd", "50K"]), Change::Resized("leaf.vhd", 100), 2;
+    resize_and_discard: chain, Tool(&["resize", "leaf.vhd", "18K", "--discard"]), Change::Resized("leaf.vhd", 36), 3;
+    resize_fixed_and_discard: fixed, Tool(&["resize", "disk.vhd", "18K", "--discard"]), Change::Resized("disk.vhd", 36), 1;
+    compact: with_zeros, Tool(&["compact", "base.vhd"]), Change::Compacted, 2;
+    compact_a_child: with_zeros, Tool(&["compact", "leaf.vhd"]), Change::Compacted, 2;
+    collect: forest, Collect, Change::None, 4;
+    collect_an_interrupted_merge: interrupted, Collect, Change::None, 4;
+}
+
+/// A merge for which there is so little room that it goes in steps.
+pub(crate) fn merge_in_steps() -> Case {
+    let (block_size, free) = (BlockSize::new(32 << 10).unwrap(), Some(ByteCount(1_750_000)));
+    Case { name: "merge_in_steps", block_size, build: much_to_merge, free, ..take_name() }
+}
+
+fn new(like: Option<&'static str>) -> Change {
+    Change::Appears("new.vhd", like)
+}
+
+/// Makes a test of each operation, which gives its case to a function.
+macro_rules! test_each_case {
+    ($check:ident) => {
+        $crate::table::test_each_case! { $check:
+            create create_a_child write snapshot clone clone_with_shared_parent delete delete_hides relink take_name
+            up up_to_a_parent grow grow_and_take_name grow_fixed grow_fixed_and_take_name raw resume supersede
+            merge_in_steps revert revert_with_shared_parent compose compose_over_another_parent resize_to_more
+            resize_fixed_to_more resize_to_less resize_and_discard resize_fixed_and_discard compact compact_a_child
+            collect collect_an_interrupted_merge
+        }
+    };
+    ($check:ident: $($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            $check($crate::table::$name());
+        })*
+    };
+}
+pub(crate) use test_each_case;
 
 fn volume_with_child(scene: &Scene) {
     chain(scene);
