@@ -41,7 +41,7 @@ const MODULES: [(&[&str], &[TestTarget]); 5] = [
             "coalesce-worker/src/coalesce.rs",
             "coalesce-worker/src/snapshot.rs",
         ],
-        &[MERGES, FORESTS, ("vhd-tool", "crash", &["defects", "full"])],
+        &[MERGES, FORESTS, CRASHES],
     ),
     (&["coalesce-worker/src/survey.rs", "coalesce-worker/src/survey"], &[MERGES, FORESTS]),
     (
@@ -71,6 +71,25 @@ const MERGES: TestTarget = (
     &["world", "locks", "review", "snapshot", "coalesce", "collect", "behaviours", "revert", "garbage", "survey"],
 );
 const FORESTS: TestTarget = ("coalesce-worker", "it", &["unreadable", "hostile", "compose", "forests", "restored"]);
+/// Those of the crash states that are soon tried.
+const CRASHES: TestTarget = (
+    "vhd-tool",
+    "crash",
+    &[
+        "defects",
+        "full",
+        "states::clone",
+        "states::snapshot",
+        "states::delete",
+        "states::revert",
+        "states::up_to_a_parent",
+        "states::grow_fixed",
+        "states::raw",
+        "states::resume",
+        "states::merge_in_steps",
+        "states::collect_an_interrupted_merge",
+    ],
+);
 
 /// A package, a target of it, and filters.
 type TestTarget = (&'static str, &'static str, &'static [&'static str]);

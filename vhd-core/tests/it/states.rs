@@ -224,6 +224,8 @@ fn nothing_is_shown_after_a_sync_that_failed() {
         image.flush().unwrap_err();
         let failed = image.mark_present(late).and_then(|()| then(&image)).unwrap_err();
         assert!(matches!(failed, WriteError::Failed { .. }), "{failed}");
+        let failed = image.reserve(&[BlockIndex(MOST as u32 + 1)]).unwrap_err();
+        assert!(matches!(failed, WriteError::Failed { .. }), "{failed}");
         drop(image);
         assert_eq!((shown(&path, 0), shown(&path, MOST)), (1, 1));
     }

@@ -4,12 +4,13 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use testkit::crash::PowerStorage;
 use testkit::fault::FaultStorage;
 use testkit::pattern;
 use vhd_core::check::{self, Severity};
 use vhd_core::{
-    BlockIndex, BlockSize, ByteCount, Chain, ChainOptions, Container, Existing, Image, Layer, MAX_VIRTUAL_SIZE,
-    MemoryStorage, NewImage, NewKind, ReadWrite, SectorCount, Volume, WriteError, create_file,
+    BlockIndex, BlockSize, ByteCount, Chain, ChainOptions, Container, Existing, Extents, Image, Layer,
+    MAX_VIRTUAL_SIZE, MemoryStorage, NewImage, NewKind, ReadWrite, SectorCount, Volume, WriteError, create_file,
 };
 
 use super::{container, new_image, open, open_writable, sectors};
@@ -35,6 +36,35 @@ fn nothing_shows_before_the_flush_and_everything_after() {
     image.flush().unwrap();
     assert_eq!(read(&memory, 30, 10), data);
     assert_eq!(read(&memory, 0, 30), vec![0; 30 * 512]);
+}
+
+#[test]
+fn nothing_lies_beyond_the_disk() {
+    for kind in [dynamic(16 << 10), NewKind::Fixed] {
+        let image = open_writable(&new_image(100 * 512, kind));
+        for range in [sectors(100, 1), sectors(98, 3)] {
+            image.resolve(range, &mut Extents::default()).unwrap_err();
+            image.write(range, &vec![1; range.count().bytes().0 as usize]).unwrap_err();
+            image.write_zeroes(range).unwrap_err();
+        }
+        image.resolve(sectors(98, 2), &mut Extents::default()).unwrap();
+    }
+}
+
+/// What is written over something else needs no table: but for the data, nothing is written.
+#[test]
+fn sectors_that_are_there_are_written_without_tables() {
+    let storage = Arc::new(PowerStorage::new(new_image(1 << 20, dynamic(16 << 10)).to_vec()));
+    let image = Image::writable_from_container(Container::new("image.vhd", storage.clone())).unwrap();
+    image.write(sectors(0, 40), &pattern::fill(sectors(0, 40), 1)).unwrap();
+    // The second flush is the one that brings full blocks into the batmap.
+    image.flush().unwrap();
+    image.flush().unwrap();
+    let before = storage.operations();
+    image.write(sectors(3, 5), &pattern::fill(sectors(3, 5), 2)).unwrap();
+    image.write(sectors(34, 2), &pattern::fill(sectors(34, 2), 2)).unwrap();
+    image.flush().unwrap();
+    assert_eq!(storage.operations() - before, 3, "two writes and a sync");
 }
 
 #[test]

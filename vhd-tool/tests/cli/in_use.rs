@@ -47,6 +47,17 @@ const COMMANDS: &[&[&str]] = &[
     &["coalesce", "mid.vhd", "--keep"],
     &["gc", "."],
     &["create", "lone.vhd", "--size", "1M", "--force"],
+    &[
+        "stream",
+        "--source",
+        "leaf.vhd",
+        "--source-format",
+        "vhd",
+        "--destination-format",
+        "vhd",
+        "--destination",
+        "lone.vhd",
+    ],
     &["convert", "leaf.vhd", "lone.vhd", "--to", "dynamic", "--force"],
 ];
 

@@ -86,6 +86,20 @@ fn chunks_tell_where_a_disk_ends() {
     same(at, "grown.img", "applied.img");
 }
 
+/// Nothing tells its length but the stream itself.
+#[test]
+fn a_raw_disk_that_ends_in_zeros_arrives_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    raw(at, "disk.img", 5 << 20, &[(4096, 5000)]);
+    fs::write(at.join("short.img"), [7; 10_000]).unwrap();
+    for destination in ["new.img", "short.img"] {
+        let serve = "$TOOL serve --source-format raw --source-protocol none";
+        shell(at, &format!("cat disk.img | {serve} --destination {destination}"));
+        same(at, "disk.img", destination);
+    }
+}
+
 #[test]
 fn nothing_stays_behind_the_end_of_a_disk() {
     let folder = tempfile::tempdir().unwrap();
@@ -137,6 +151,27 @@ fn a_raw_disk_is_as_long_as_the_device_that_it_is_written_to() {
     );
 }
 
+/// What can be read and written at any place is a file or a device; other descriptors are filled front to back.
+#[test]
+fn devices_are_sources_and_descriptors_of_any_kind_are_filled() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let device = LoopDevice::new(&at.join("device"), 3 << 20);
+    fs::write(&device.path, [7; 100_000]).unwrap();
+    let source = device.path.to_str().unwrap();
+    done(at, &["stream", "--source", source, "--source-format", "raw", "--destination", "copy.img"]);
+    assert!(fs::read(at.join("copy.img")).unwrap() == fs::read(&device.path).unwrap());
+    for source in ["/dev/zero", "."] {
+        refused(
+            at,
+            &["stream", "--source", source, "--destination", "none.img"],
+            5,
+            &["must be a file or a block device"],
+        );
+    }
+    shell(at, "$TOOL stream --source copy.img --destination-fd 7 7> /dev/null");
+}
+
 /// Senders fill up the last chunk with zeros: those need no room on the device; data does.
 #[test]
 fn a_last_chunk_that_reaches_past_a_device_may_hold_zeros_there() {
@@ -152,7 +187,9 @@ fn a_last_chunk_that_reaches_past_a_device_may_hold_zeros_there() {
         let script =
             format!("$TOOL serve --source chunks --source-protocol chunked --destination {}", device.path.display());
         let ended = shell_ended(at, &script);
-        assert_eq!(ended.status.code(), Some(code), "{}", String::from_utf8_lossy(&ended.stderr));
+        let text = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(code), "{text}");
+        assert_eq!(text.contains("the disk ends at 4194304"), code == 5, "{text}");
     }
     assert!(fs::read(&device.path).unwrap()[last as usize..] == [3; 4096]);
 }
