@@ -264,8 +264,8 @@ impl Locked<'_> {
     /// What the system answers.
     pub(crate) fn gather_changes(&self, key: &str) -> Result<(), Failure> {
         let sr = self.sr();
-        let Some(mut metadata) = sr.metadata(key)?.filter(|metadata| !metadata.read_only) else { return Ok(()) };
-        let Some(tracking) = &mut metadata.tracking else { return Ok(()) };
+        let Some(metadata) = sr.metadata(key)?.filter(|metadata| !metadata.read_only) else { return Ok(()) };
+        let Some(tracking) = &metadata.tracking else { return Ok(()) };
         let chain = Chain::open(&sr.image_path(key)?, &ChainOptions::default())?;
         let is_own = sr.holds_own_changes(&chain, tracking)?;
         let found = if is_own { sr.dropped(&chain, tracking)? } else { sr.all_that_may_differ(&chain, tracking)? };
@@ -273,8 +273,6 @@ impl Locked<'_> {
             let mut changes = sr.stored_changes(key)?.unwrap_or_default();
             changes.add_all(&found);
             store::write_bytes(&sr.changes_path(key), &changes.0)?;
-            tracking.image = chain.top().as_vhd().map(|image| image.footer().unique_id());
-            sr.set_metadata(key, &metadata)?;
         }
         Ok(())
     }

@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
+use std::thread;
+use std::time::Duration;
 
 use crate::crash::strace;
 
@@ -62,6 +64,22 @@ pub fn kill_at(program: &Command, call: &str, number: usize) -> Injected {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(hit || output.status.success(), "{program:?} at {call} {number}: {}\n{errors}", output.status);
     Injected { hit, output }
+}
+
+/// Runs a program of which one call takes a second longer, in which something is done.
+///
+/// # Panics
+/// If strace is missing.
+pub fn while_waiting_in(program: &Command, call: &str, number: usize, work: impl FnOnce()) -> Injected {
+    let (output, trace) = thread::scope(|scope| {
+        let what = format!("delay_exit=1s:when={number}");
+        let run = scope.spawn(move || run(program, call, &what));
+        // It has come to that call long before; and if not, something else is tried.
+        thread::sleep(Duration::from_millis(500));
+        work();
+        run.join().expect("strace runs")
+    });
+    Injected { hit: trace.contains("(DELAYED)"), output }
 }
 
 fn run(program: &Command, call: &str, what: &str) -> (Output, String) {

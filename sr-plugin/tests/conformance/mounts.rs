@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Map, Value, json};
 use testkit::filesystem::{FileSystem, MountedImage};
+use testkit::inject::while_waiting_in;
 use testkit::loop_device::LoopDevice;
 use vhd_core::ByteCount;
 
@@ -177,6 +178,32 @@ fn waiting(scene: &Scene, method: &str, arguments: &Value) -> Child {
         std::thread::yield_now();
     }
     child
+}
+
+/// What is told as done has left nothing to be done; what has gone before it was is told as a failure.
+#[test]
+fn a_mount_that_goes_in_mid_call_is_noticed() {
+    let mut mount = file_system();
+    let scene = scene(&mount, "sr");
+    let volume = scene.volume();
+    let (mut failed, mut size) = (0, 8_u64 << 20);
+    for call in ["fsync", "fdatasync"] {
+        for number in 1.. {
+            size += 4 << 20;
+            let resize = scene.command("Volume.resize", &["test", &scene.sr, &volume, &size.to_string()]);
+            let injected = while_waiting_in(&resize, call, number, || mount.away_lazily());
+            mount.back();
+            let intent = scene.folder.join(".sr.intent").exists();
+            assert!(!injected.output.status.success() || !intent, "at {call} {number}");
+            failed += usize::from(!injected.output.status.success());
+            if !injected.hit {
+                break;
+            }
+        }
+    }
+    assert!(failed > 2, "{failed}");
+    let listed = scene.done("SR.ls", &about(&scene));
+    assert_eq!(listed[0]["virtual_size"], json!(size));
 }
 
 #[test]

@@ -103,7 +103,7 @@ impl Source for StreamedImage {
             outlet.send(batch)
         };
         send(&mut |bytes| {
-            bytes.clear();
+            // The first batch is as new.
             self.layout.write_head(bytes).expect("memory can be written to");
             Ok(())
         })?;
