@@ -40,9 +40,8 @@ impl Candidate {
     pub(crate) fn choices(self, is_busy: impl Fn(&PathBuf) -> bool) -> Result<Vec<Choices>, PathBuf> {
         let Self { mut images, top, lowest_is_raw, lowest_has_no_blocks } = self;
         let is_leaf = top.children.is_empty();
-        let (mut down, mut up);
+        let mut down;
         let mut user = None;
-        up = true;
         if top.hidden && !is_leaf {
             user = top.children.into_iter().find(&is_busy);
             down = user.is_none();
@@ -57,14 +56,13 @@ impl Candidate {
             // The leaf stays, and what lies between it and the disk goes.
             images.remove(0);
             down = true;
-            up = false;
         }
         let mut choices = Vec::new();
         if down {
             let directions =
-                if up && !lowest_has_no_blocks { vec![Direction::Down, Direction::Up] } else { vec![Direction::Down] };
+                if lowest_has_no_blocks { vec![Direction::Down] } else { vec![Direction::Down, Direction::Up] };
             choices.push(Choices { images, directions });
-        } else if up {
+        } else {
             if lowest_has_no_blocks {
                 images.pop();
             }

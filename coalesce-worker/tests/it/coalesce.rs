@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use coalesce_worker::{Coalesce, CoalesceError, Direction, Ending, Outcome, Repository, Request};
 use testkit::filesystem::Tmpfs;
 use testkit::model::{Model, Start};
-use testkit::{golden, guest_sha256, pattern, worker};
+use testkit::{golden, guest_sha256, pattern, scratch, worker};
 use vhd_core::{
     BlockSize, ByteCount, Chain, ChainOptions, Existing, Image, Lock, NewImage, NewKind, ParentLink, Sector,
     SectorCount, SectorRange, Volume, create_file,
@@ -102,7 +102,8 @@ fn a_raw_base_takes_the_data_and_the_children() {
     let folder = golden::unpack(&["on-raw.vhd", "raw-parent.img"]);
     let path = |name: &str| folder.path().join(name);
     let before = hash(&path("on-raw.vhd"));
-    let taking_its_name = execute(&request(&path("on-raw.vhd"), None)).unwrap_err();
+    let of_raw = repository(&path("on-raw.vhd"));
+    let taking_its_name = Coalesce::prepare(&of_raw, &request(&path("on-raw.vhd"), None)).unwrap_err();
     assert!(matches!(taking_its_name, CoalesceError::RawTarget { .. }), "{taking_its_name}");
 
     let unique_id = Image::open(&path("on-raw.vhd"), Lock::None).unwrap().footer().unique_id();
@@ -114,6 +115,21 @@ fn a_raw_base_takes_the_data_and_the_children() {
     assert_eq!(hash(&path("leaf.vhd")), before);
     assert_eq!(layers(&path("leaf.vhd"))[1], path("raw-parent.img").canonicalize().unwrap());
     assert_eq!(testkit::sha256(&fs::read(path("raw-parent.img")).unwrap()), before, "the raw disk is the content");
+}
+
+/// It would have to be copied.
+#[test]
+fn a_base_in_another_folder_does_not_take_the_name_of_a_volume() {
+    let folder = scratch::folder();
+    let path = |name: &str| folder.path().join(name);
+    fs::create_dir(path("bases")).unwrap();
+    let kind = NewKind::Dynamic { block_size: BlockSize::DEFAULT };
+    create_file(&path("bases/base.vhd"), &NewImage::new(ByteCount(4 << 20), kind), Existing::Keep).unwrap();
+    Image::open_writable(&path("bases/base.vhd")).unwrap().set_hidden(true).unwrap();
+    child(&path("leaf.vhd"), &path("bases/base.vhd"));
+    let repository = repository(&path("leaf.vhd"));
+    let error = Coalesce::prepare(&repository, &request(&path("leaf.vhd"), None)).unwrap_err();
+    assert!(matches!(error, CoalesceError::OtherFolder { .. }), "{error}");
 }
 
 #[test]
@@ -204,6 +220,12 @@ fn what_does_not_fit_is_refused_with_the_shortfall() {
     let CoalesceError::NoSpace { needed, free, .. } = &error else { panic!("{error}") };
     assert!(needed.0 > 8 << 20 && free < needed, "{error}");
     assert!(contents(disk.path()) == before);
+    // Nor is there room for the first step.
+    disk.leave_free(ByteCount(2 << 20));
+    let error = execute(&request(&path("v.vhd"), None)).unwrap_err();
+    assert!(matches!(error, CoalesceError::NoSpace { .. }), "{error}");
+    assert!(contents(disk.path()) == before);
+    assert_eq!(testkit::scene::state_files(disk.path()), [""; 0]);
 }
 
 /// Much goes into holes of blocks that are there already, which the plan cannot know: space runs out on the way. The

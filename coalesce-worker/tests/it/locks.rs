@@ -189,3 +189,18 @@ fn a_merge_under_way_is_not_recovered() {
     assert!(scene::volumes(scene.path()) == before);
     assert_eq!(scene::images(scene.path()), 4);
 }
+
+/// A merge that begins holds its images before it says so; and others only look.
+#[test]
+fn a_volume_that_is_locked_for_a_moment_is_waited_for() {
+    let scene = scene();
+    let repository = Repository::open(scene.path(), ChainOptions::default()).unwrap().0;
+    let user = Image::open_writable(&scene.file("snap.vhd")).unwrap();
+    std::thread::scope(|scope| {
+        let deleted = scope.spawn(|| repository.delete(&scene.file("snap.vhd")));
+        std::thread::sleep(Duration::from_millis(600));
+        drop(user);
+        deleted.join().unwrap().unwrap();
+    });
+    assert!(!scene.file("snap.vhd").exists());
+}

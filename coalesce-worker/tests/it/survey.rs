@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use coalesce_worker::{Abort, Coalesce, Direction, Repository, Request, Survey};
+use testkit::filesystem::Tmpfs;
 use testkit::scene::{self, Scene};
 use testkit::worker;
 use vhd_core::{ByteCount, ChainOptions, Image, Lock, ReadOnly, Volume};
@@ -81,7 +82,7 @@ fn what_is_in_use_keeps_what_it_needs() {
 
 /// Nothing can be merged down into a leaf in use, nor up out of a disk that has no blocks to leave out.
 #[test]
-fn between_a_leaf_in_use_and_a_disk_without_blocks_the_rest_is_merged() {
+fn between_a_leaf_and_a_disk_without_blocks_the_rest_is_merged() {
     for raw in [false, true] {
         let scene = Scene::default();
         let base = if raw { "base.img" } else { "base.vhd" };
@@ -111,7 +112,63 @@ fn between_a_leaf_in_use_and_a_disk_without_blocks_the_rest_is_merged() {
         assert!(fs::read(scene.file(base)).unwrap() == disk);
         user.close().unwrap();
         assert!(scene::content(&scene.file("leaf.vhd")) == before);
+        // A raw disk cannot take the leaf's name, and all else goes into it.
+        let (node, depth) = if raw { ("b.vhd", 2) } else { ("leaf.vhd", 1) };
+        let found: Vec<_> =
+            survey(&scene).runs().map(|run| (name(&run.node), name(&run.into), run.direction)).collect();
+        assert_eq!(found, [(node.into(), base.into(), Direction::Down)]);
+        worker::collect(scene.path());
+        assert_eq!(scene::depth(&scene.file("leaf.vhd")), depth);
+        assert!(scene::content(&scene.file("leaf.vhd")) == before);
     }
+}
+
+/// As where its file system was unmounted: another folder is there, with nothing in it.
+#[test]
+fn a_folder_that_is_another_now_is_not_looked_through() {
+    let scene = Scene::default();
+    fs::create_dir(scene.file("sr")).unwrap();
+    let repository = Repository::open(&scene.file("sr"), ChainOptions::default()).unwrap().0;
+    Survey::of(&repository).unwrap();
+    fs::rename(scene.file("sr"), scene.file("away")).unwrap();
+    fs::create_dir(scene.file("sr")).unwrap();
+    Survey::of(&repository).unwrap_err();
+}
+
+/// It keeps its name, and so the others go up into it.
+#[test]
+fn what_lies_below_a_volume_with_children_is_merged_up() {
+    let scene = Scene::default();
+    chain(&scene, &["base.vhd", "mid.vhd", "volume.vhd", "above.vhd"]);
+    Image::open_writable(&scene.file("volume.vhd")).unwrap().set_hidden(false).unwrap();
+    let before = scene::volumes(scene.path());
+    let found: Vec<_> = survey(&scene).runs().map(|run| (name(&run.node), name(&run.into), run.direction)).collect();
+    assert_eq!(found, [("volume.vhd".into(), "base.vhd".into(), Direction::Up)]);
+    worker::collect(scene.path());
+    assert!(scene::volumes(scene.path()) == before);
+    assert_eq!(scene::depth(&scene.file("above.vhd")), 2);
+}
+
+/// Neither way, nor in steps.
+#[test]
+fn what_has_no_room_waits_and_tells_how_much_is_missing() {
+    let disk = Tmpfs::new(ByteCount(64 << 20));
+    let scene = Scene::within(disk.path());
+    scene.dynamic("base.vhd", 5 * 4096);
+    scene.write("base.vhd", 0..3 * 4096, 1);
+    scene.hide("base.vhd");
+    scene.child("mid.vhd", "base.vhd");
+    scene.write("mid.vhd", 4096..5 * 4096, 2);
+    scene.hide("mid.vhd");
+    scene.child("leaf.vhd", "mid.vhd");
+    scene.child("twin.vhd", "mid.vhd");
+    disk.leave_free(ByteCount(1 << 19));
+    let found = survey(&scene);
+    assert_eq!(found.runs().count(), 0);
+    let [waiting] = &found.waiting[..] else { panic!("{found:?}") };
+    assert!(waiting.path.ends_with("mid.vhd") && waiting.reason.ends_with("are missing"), "{waiting:?}");
+    disk.leave_free(ByteCount(32 << 20));
+    assert_eq!(survey(&scene).runs().count(), 1);
 }
 
 #[test]

@@ -109,18 +109,28 @@ fn a_volume_does_not_shrink_beside_a_file_that_may_be_its_child() {
     shrink().unwrap();
 }
 
-/// After a merge the child names another parent than before.
+/// After a merge the child names another parent than before, also where no collection has looked since.
 #[test]
 fn the_base_that_a_child_was_linked_to_stays() {
-    let scene = two_trees();
-    worker::snapshot(&scene.file("other.vhd"), &scene.file("more.vhd")).unwrap();
-    let expected = ["other.vhd", "more.vhd"].map(|name| scene::content(&scene.file(name)));
-    worker::collect(scene.path());
-    let [other, more] = ["other.vhd", "more.vhd"].map(|name| damage(&scene, name, DAMAGES[3].1));
-    worker::collect(scene.path());
-    undo(&scene, "other.vhd", &other);
-    undo(&scene, "more.vhd", &more);
-    assert!(["other.vhd", "more.vhd"].map(|name| scene::content(&scene.file(name))) == expected);
+    for collected in [true, false] {
+        let scene = two_trees();
+        worker::snapshot(&scene.file("other.vhd"), &scene.file("more.vhd")).unwrap();
+        let expected = ["other.vhd", "more.vhd"].map(|name| scene::content(&scene.file(name)));
+        if collected {
+            worker::collect(scene.path());
+        } else {
+            let layers = scene::layers(&scene.file("other.vhd"));
+            let (node, into) = (layers[1].clone(), layers.last().cloned());
+            let request = Request { node, into, direction: Direction::Down, keep: false };
+            worker::coalesce(&request, &ChainOptions::default()).unwrap();
+        }
+        assert_eq!(scene::depth(&scene.file("other.vhd")), 2);
+        let [other, more] = ["other.vhd", "more.vhd"].map(|name| damage(&scene, name, DAMAGES[3].1));
+        worker::collect(scene.path());
+        undo(&scene, "other.vhd", &other);
+        undo(&scene, "more.vhd", &more);
+        assert!(["other.vhd", "more.vhd"].map(|name| scene::content(&scene.file(name))) == expected);
+    }
 }
 
 /// No collection has looked since: the snapshot itself records what the parents of its images are.
@@ -169,6 +179,24 @@ fn the_base_of_a_merged_file_that_has_just_got_its_name_stays() {
     }
 }
 
+/// As does whatever that needs.
+#[test]
+fn what_may_have_lost_its_child_keeps_its_own_parents() {
+    for (why, what) in DAMAGES {
+        let scene = two_trees();
+        let before = scene::content(&scene.file("other.vhd"));
+        let aside = damage(&scene, "other.vhd", what);
+        let collected = worker::collect(scene.path());
+        for name in ["other-mid.vhd", "other-base.vhd"] {
+            assert!(is_there(&scene, name), "{why}: {name}");
+            assert!(collected.waiting.iter().any(|waiting| waiting.path.ends_with(name)), "{why}: {name}");
+        }
+        undo(&scene, "other.vhd", &aside);
+        worker::collect(scene.path());
+        assert!(scene::content(&scene.file("other.vhd")) == before, "{why}");
+    }
+}
+
 /// Nobody has ever seen what a file was. What may have lost its last child by that stays, and is told; what was deleted on
 /// purpose goes.
 #[test]
@@ -179,17 +207,17 @@ fn a_file_that_nobody_has_seen_whole_holds_back_what_has_lost_its_children() {
         fs::remove_file(scene.file("twin.vhd")).unwrap();
         let aside = damage(&scene, "child.vhd", what);
         let repository = Repository::open(scene.path(), ChainOptions::default()).unwrap().0;
-        let collected = worker::collect(scene.path());
-        assert!(is_there(&scene, "base.vhd"), "{why}");
-        let told = collected.waiting.iter().find(|waiting| waiting.path.ends_with("base.vhd")).unwrap();
-        assert!(told.reason.contains("child.vhd") && told.reason.contains("move it"), "{why}: {told:?}");
         let may_come_back = matches!(why, "its file system is not mounted" | "the storage fails");
         if !may_come_back {
             assert_eq!(repository.delete(&scene.file("other.vhd")).unwrap(), Deleted::Removed, "{why}");
-            worker::collect(scene.path());
-            assert!(!is_there(&scene, "other-mid.vhd") && !is_there(&scene, "other-base.vhd"), "{why}");
-            assert!(is_there(&scene, "base.vhd"), "{why}");
         }
+        let collected = worker::collect(scene.path());
+        for name in ["other-mid.vhd", "other-base.vhd"] {
+            assert_eq!(is_there(&scene, name), may_come_back, "{why}: {name}");
+        }
+        assert!(is_there(&scene, "base.vhd"), "{why}");
+        let told = collected.waiting.iter().find(|waiting| waiting.path.ends_with("base.vhd")).unwrap();
+        assert!(told.reason.contains("child.vhd") && told.reason.contains("move it"), "{why}: {told:?}");
         undo(&scene, "child.vhd", &aside);
         worker::collect(scene.path());
         assert!(scene::content(&scene.file("child.vhd")) == before, "{why}");

@@ -140,13 +140,20 @@ fn a_volume_that_was_written_after_its_merge_keeps_that() {
     recovers_to(&scene, &[("leaf.vhd", disk(&[BASE, MID, LEAF, late]))], 3);
 }
 
-/// What the footers say of a merge goes with it.
+/// A process was killed just before the target, which has a mark, was to take the place of a volume.
+fn show_with_mark(scene: &Scene, target: &str) {
+    let mark = MergeMark { merge: vhd_core::Uuid::from_u128(4), merged_before: Sector(SECTORS) };
+    let mut image = Image::open_writable(&scene.file(target)).unwrap();
+    image.set_merge_mark(Some(mark)).unwrap();
+    image.set_hidden(false).unwrap();
+}
+
+/// What the footers say of a merge goes with it, and the target is no volume.
 #[test]
 fn a_merge_that_is_forgotten_leaves_no_mark() {
     let scene = chain();
     interrupt(&open(scene.path()), &request(&scene, "leaf.vhd", "base.vhd", Direction::Down), true);
-    let mark = MergeMark { merge: vhd_core::Uuid::from_u128(4), merged_before: Sector(SECTORS) };
-    Image::open_writable(&scene.file("base.vhd")).unwrap().set_merge_mark(Some(mark)).unwrap();
+    show_with_mark(&scene, "base.vhd");
     let mark = || Image::open(&scene.file("base.vhd"), Lock::None).unwrap().footer().merge_mark();
     assert!(mark().is_some());
     add(&scene, "leaf.vhd", (20..30, 9));
@@ -377,8 +384,7 @@ fn what_never_got_its_name_is_swept_up() {
 fn a_run_that_has_got_another_child_is_left_as_it_is() {
     let scene = chain();
     interrupt(&open(scene.path()), &request(&scene, "leaf.vhd", "base.vhd", Direction::Down), true);
-    // It was killed between the steps by which the base becomes the volume.
-    Image::open_writable(&scene.file("base.vhd")).unwrap().set_hidden(false).unwrap();
+    show_with_mark(&scene, "base.vhd");
     scene.child("late.vhd", "mid.vhd");
     let late = scene::content(&scene.file("late.vhd"));
     drop(Repository::open(scene.path(), ChainOptions::default()).unwrap());
@@ -463,6 +469,29 @@ fn a_merge_that_another_takes_over_is_forgotten() {
     assert!(journals(scene.path())[0].contains("leaf.vhd"));
     worker::coalesce(&request(&scene, "leaf.vhd", "base.vhd", Direction::Down), &ChainOptions::default()).unwrap();
     recovers_to(&scene, &[("leaf.vhd", disk(&[BASE, MID, LEAF]))], 1);
+}
+
+/// Only who has an image in common with it may forget what it has done.
+#[test]
+fn an_interrupted_merge_of_another_tree_goes_on() {
+    let scene = chain();
+    scene.dynamic("low.vhd", SECTORS);
+    scene.hide("low.vhd");
+    scene.child("high.vhd", "low.vhd");
+    scene.write("high.vhd", 5..50, 7);
+    scene.settle();
+    let repository = open(scene.path());
+    let ours = request(&scene, "mid.vhd", "base.vhd", Direction::Down);
+    let theirs = request(&scene, "high.vhd", "low.vhd", Direction::Down);
+    interrupt(&repository, &ours, false);
+    assert_eq!(Coalesce::prepare(&repository, &theirs).unwrap().resumes_at(), None);
+    interrupt(&repository, &theirs, false);
+    assert_eq!(journals(scene.path()).len(), 2);
+    interrupt(&repository, &ours, true);
+    assert!(Coalesce::prepare(&repository, &theirs).unwrap().resumes_at().is_some());
+    assert_eq!(journals(scene.path()).len(), 2);
+    worker::coalesce(&theirs, &ChainOptions::default()).unwrap();
+    recovers_to(&scene, &[("high.vhd", disk(&[(5..50, 7)])), ("leaf.vhd", disk(&[BASE, MID, LEAF]))], 3);
 }
 
 #[test]
