@@ -258,6 +258,8 @@ impl Test {
             .current_dir(tree.join(self.package))
             .env("CARGO_MANIFEST_DIR", tree.join(self.package))
             .env("RUST_BACKTRACE", "0")
+            // One of so many crash states shows what all show.
+            .env("SHARE", "8")
             .env_remove(SWITCH)
             .args(["--exact", &self.name])
             .stdin(Stdio::null())

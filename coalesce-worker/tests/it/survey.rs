@@ -120,6 +120,8 @@ fn between_a_leaf_and_a_disk_without_blocks_the_rest_is_merged() {
         worker::collect(scene.path());
         assert_eq!(scene::depth(&scene.file("leaf.vhd")), depth);
         assert!(scene::content(&scene.file("leaf.vhd")) == before);
+        let done = survey(&scene);
+        assert!(done.is_empty() && done.waiting.is_empty(), "{done:?}");
     }
 }
 

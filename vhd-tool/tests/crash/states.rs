@@ -17,6 +17,11 @@ pub(crate) fn torture() -> usize {
     std::env::var("TORTURE").ok().map_or(1, |factor| factor.parse().unwrap())
 }
 
+/// Of how many states one is tried, where there are many.
+fn share() -> usize {
+    std::env::var("SHARE").ok().map_or(1, |share| share.parse().unwrap())
+}
+
 /// Does something with each of many, on all cores. The engine has its own pool of threads, which is not to wait for us.
 pub(crate) fn side_by_side<T: Send>(items: impl Iterator<Item = T> + Send, work: impl Fn(T) + Sync) {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
@@ -97,7 +102,9 @@ fn try_operation(prepared: &Prepared, tried: &Tried) {
     let recording = prepared.record();
     // Where much is merged, there are many operations, and each state takes longer.
     let (singles, random) = if prepared.case.free.is_some() { (1, 6) } else { (24, 1200) };
-    side_by_side(recording.states(Options { singles, random: random * torture(), seed: 1 }), |state| {
+    let states = recording.states(Options { singles, random: random * torture(), seed: 1 });
+    let is_tried = |state: &State| state.index() < 50 || state.index().is_multiple_of(share());
+    side_by_side(states.filter(is_tried), |state| {
         let end = if state.has_ended() { End::Reached } else { End::Unknown };
         tried.state(prepared, &state, end, 16);
         let has_journal = || state.paths().iter().any(|path| path.ends_with(".journal"));
