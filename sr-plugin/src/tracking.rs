@@ -6,13 +6,15 @@
 //! to the images. Every step errs to the side of too many blocks: of a volume that has another image than it was left with,
 //! or that a merge takes blocks out of, all counts that its whole chain holds, and all that the snapshot holds since which
 //! changes count: two disks cannot differ where neither holds anything. Of a snapshot whose data goes, `KEY.vhd.held` keeps
-//! which blocks those are.
+//! which blocks those are. Each file ends in a checksum, and everything that is tracked has its `KEY.vhd.cbt`: where that is
+//! lost, cut or damaged, nobody knows what has changed, and that is told, or counts as all of the disk.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use coalesce_worker::Repository;
+use crc::{CRC_32_ISO_HDLC, Crc};
 use uuid::Uuid;
 use vhd_core::{Chain, ChainOptions, Extents, Image, Layer, ReadOnly, SECTOR_SIZE, Sector, SectorRange, Source};
 
@@ -55,6 +57,24 @@ impl Blocks {
         for (ours, theirs) in self.0.iter_mut().zip(&other.0) {
             *ours |= theirs;
         }
+    }
+
+    /// All blocks of a disk of so many sectors.
+    fn all(sectors: u64) -> Self {
+        let mut all = Self::default();
+        all.add(SectorRange::between(Sector(0), Sector(sectors)));
+        all
+    }
+
+    /// The blocks as they stand in a file.
+    fn to_bytes(&self) -> Vec<u8> {
+        [&self.0[..], &checksum(&self.0).to_be_bytes()].concat()
+    }
+
+    /// What stands in a file, if that is whole.
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (bits, sum) = bytes.split_last_chunk()?;
+        (checksum(bits) == u32::from_be_bytes(*sum)).then(|| Self(bits.to_vec()))
     }
 
     /// Takes out all blocks of another set.
@@ -114,12 +134,21 @@ impl Blocks {
     }
 }
 
-/// Reads which blocks are stored in a file; `None` where there is none.
+/// The checksum at the end of a file. That of nothing is not zero: an empty file is no set without blocks.
+fn checksum(bits: &[u8]) -> u32 {
+    !Crc::<u32>::new(&CRC_32_ISO_HDLC).checksum(bits)
+}
+
+/// Reads which blocks are stored in a file; `None` where there is none, or it is not whole.
 fn read_blocks(path: &Path) -> Result<Option<Blocks>, Failure> {
     match store::read_bytes(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        bytes => Ok(Some(Blocks(bytes.map_err(Failure::io(path, "read it"))?))),
+        bytes => Ok(Blocks::from_bytes(&bytes.map_err(Failure::io(path, "read it"))?)),
     }
+}
+
+fn write_blocks(path: &Path, blocks: &Blocks) -> Result<(), Failure> {
+    store::write_bytes(path, &blocks.to_bytes())
 }
 
 impl Sr {
@@ -131,13 +160,21 @@ impl Sr {
         self.folder().join(format!("{key}.vhd.held"))
     }
 
-    /// What is stored with a snapshot; or with a volume, whose last snapshot has been destroyed since. `None` where the file
-    /// of a snapshot is lost: every snapshot has one, but for those of snapshots, which have changed nothing.
+    /// What is stored with a snapshot; or with a volume, of what its own image does not hold. `None` where the file is lost:
+    /// all that is tracked has one, but for snapshots of snapshots, which have changed nothing.
     fn stored_changes(&self, key: &str) -> Result<Option<Blocks>, Failure> {
         let stored = read_blocks(&self.changes_path(key))?;
-        let metadata = self.metadata(key)?.unwrap_or_default();
-        let has_file = metadata.read_only && metadata.tracking.is_some_and(|tracking| tracking.image.is_some());
+        let has_file = self.tracking(key)?.is_some_and(|tracking| tracking.image.is_some());
         Ok(stored.or_else(|| (!has_file).then(Blocks::default)))
+    }
+
+    /// As [`stored_changes`](Self::stored_changes), for what is to be added to: all of the disk where that is lost.
+    fn stored_changes_or_all(&self, key: &str) -> Result<Blocks, Failure> {
+        if let Some(stored) = self.stored_changes(key)? {
+            return Ok(stored);
+        }
+        let chain = Chain::open(&self.image_path(key)?, &ChainOptions::default())?;
+        Ok(Blocks::all(chain.sectors().0))
     }
 
     /// Removes what is stored with a volume or snapshot.
@@ -189,7 +226,8 @@ impl Sr {
     fn dropped(&self, chain: &Chain, tracking: &Tracking) -> Result<Blocks, Failure> {
         match &tracking.previous {
             Some(previous) if self.image(previous)?.is_none() => {
-                let mut dropped = read_blocks(&self.content_path(previous))?.unwrap_or_default();
+                let held = read_blocks(&self.content_path(previous))?;
+                let mut dropped = held.unwrap_or_else(|| Blocks::all(chain.sectors().0));
                 dropped.remove_all(&Blocks::held_by_layers(chain.layers())?);
                 Ok(dropped)
             }
@@ -203,7 +241,7 @@ impl Sr {
         if let Some(previous) = &tracking.previous {
             match self.content(previous)? {
                 Some(content) => blocks.add_all(&content),
-                None => blocks.add(SectorRange::new(Sector(0), chain.sectors())),
+                None => blocks.add_all(&Blocks::all(chain.sectors().0)),
             }
         }
         Ok(blocks)
@@ -270,9 +308,9 @@ impl Locked<'_> {
         let is_own = sr.holds_own_changes(&chain, tracking)?;
         let found = if is_own { sr.dropped(&chain, tracking)? } else { sr.all_that_may_differ(&chain, tracking)? };
         if !is_own || found.0.iter().any(|&byte| byte != 0) {
-            let mut changes = sr.stored_changes(key)?.unwrap_or_default();
+            let mut changes = sr.stored_changes_or_all(key)?;
             changes.add_all(&found);
-            store::write_bytes(&sr.changes_path(key), &changes.0)?;
+            write_blocks(&sr.changes_path(key), &changes)?;
         }
         Ok(())
     }
@@ -291,7 +329,7 @@ impl Locked<'_> {
         if is_snapshot && tracking.previous.as_deref() == Some(twin) || !is_snapshot && !is_frozen {
             return Ok(());
         }
-        let mut changes = sr.stored_changes(key)?.unwrap_or_default();
+        let mut changes = sr.stored_changes_or_all(key)?;
         if is_frozen {
             let chain = Chain::open(&sr.image_path(twin)?, &ChainOptions::default())?;
             // The frozen image may have been merged since, down or up, and then there is more in its place.
@@ -299,13 +337,13 @@ impl Locked<'_> {
         }
         tracking.image = now;
         if !is_snapshot {
-            store::write_bytes(&sr.changes_path(key), &changes.0)?;
+            write_blocks(&sr.changes_path(key), &changes)?;
             return sr.set_metadata(key, &metadata);
         }
-        store::write_bytes(&sr.changes_path(twin), &changes.0)?;
+        write_blocks(&sr.changes_path(twin), &changes)?;
         tracking.previous = Some(twin.into());
         sr.set_metadata(key, &metadata)?;
-        store::remove(&sr.changes_path(key))
+        write_blocks(&sr.changes_path(key), &Blocks::default())
     }
 
     /// Forgets a volume that has been destroyed. What a snapshot has changed is kept until [`forget_gone`](Self::forget_gone).
@@ -348,7 +386,7 @@ impl Locked<'_> {
                 tracking.previous = None;
                 if let (Some(stored), Some(mut changes)) = (&stored, sr.stored_changes(&next)?) {
                     changes.add_all(stored);
-                    store::write_bytes(&sr.changes_path(&next), &changes.0)?;
+                    write_blocks(&sr.changes_path(&next), &changes)?;
                     tracking.previous = before;
                 }
                 sr.set_metadata(&next, &of_next)?;
@@ -367,7 +405,7 @@ impl Locked<'_> {
             if sr.metadata(key)?.as_ref().is_some_and(is_tracked)
                 && let Some(content) = sr.content(key)?
             {
-                store::write_bytes(&sr.content_path(key), &content.0)?;
+                write_blocks(&sr.content_path(key), &content)?;
             }
             Ok(())
         };
@@ -389,6 +427,7 @@ impl Locked<'_> {
             let counts = of_snapshot.read_only && of_snapshot.tracking.is_some();
             *tracking = Tracking { previous: snapshot.filter(|_| counts).map(str::to_owned), image };
             sr.set_metadata(key, &metadata)?;
+            return write_blocks(&sr.changes_path(key), &Blocks::default());
         }
         store::remove(&sr.changes_path(key))
     }
@@ -404,6 +443,10 @@ impl Locked<'_> {
         }
         let image = self.sr().image_id(key)?;
         metadata.tracking = enabled.then_some(Tracking { previous: None, image });
+        if enabled {
+            write_blocks(&self.sr().changes_path(key), &Blocks::default())?;
+            return self.sr().set_metadata(key, &metadata);
+        }
         self.sr().set_metadata(key, &metadata)?;
         store::remove(&self.sr().changes_path(key))
     }
@@ -442,6 +485,26 @@ mod tests {
         create_file(&path, &new, Existing::Keep).unwrap();
         let chain = Chain::open(&path, &ChainOptions::default()).unwrap();
         assert_eq!(Blocks::held_by_layers(chain.layers()).unwrap().0, [0b1111_0000]);
+    }
+
+    #[test]
+    fn a_file_that_is_not_whole_is_none() {
+        let mut blocks = Blocks::default();
+        blocks.add(range(0, 3 * 128));
+        blocks.add(range(40 * 128, 50 * 128));
+        for blocks in [blocks, Blocks::default()] {
+            let bytes = blocks.to_bytes();
+            assert_eq!(Blocks::from_bytes(&bytes), Some(blocks));
+            for length in 0..bytes.len() {
+                assert_eq!(Blocks::from_bytes(&bytes[..length]), None, "{length} of {bytes:?}");
+            }
+            for bit in 0..bytes.len() * 8 {
+                let mut bytes = bytes.clone();
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(Blocks::from_bytes(&bytes), None, "bit {bit}");
+            }
+            assert_eq!(Blocks::from_bytes(&vec![0; bytes.len()]), None);
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Which blocks have changed, and which differ.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -177,29 +178,66 @@ fn a_volume_that_has_lost_its_image_has_no_list() {
     plugin.try_call("Volume.list_changed_blocks", &call).unwrap_err();
 }
 
-/// Restored without the files beside it, for instance: also once the snapshot itself is gone.
+/// What becomes of a file: it is restored without those beside it, cut, or damaged.
+const LOSSES: [fn(&Path); 4] = [
+    |path| std::fs::remove_file(path).unwrap(),
+    |path| std::fs::write(path, "").unwrap(),
+    |path| std::fs::write(path, &std::fs::read(path).unwrap()[1..]).unwrap(),
+    |path| {
+        let mut bytes = std::fs::read(path).unwrap();
+        bytes[0] ^= 0x20;
+        std::fs::write(path, bytes).unwrap();
+    },
+];
+
+/// Also once the snapshot itself is gone.
 #[test]
 fn a_snapshot_that_has_lost_its_changes_is_not_told_as_unchanged() {
-    let plugin = Plugin::install();
-    let sr = plugin.sr("sr");
-    let volume = plugin.create(&sr, "volume", 8 * MIB);
-    plugin.volume(&sr, "enable_cbt", &volume, &json!({}));
-    let snapshot = |tag: u16| {
-        write(&sr, &volume, u64::from(tag) * BLOCK, 1, tag);
-        plugin.new_volume(&sr, "snapshot", &volume)
-    };
-    let (first, second, third) = (snapshot(1), snapshot(2), snapshot(3));
-    let told = |from: &str, to: &str| {
-        let call = arguments(&sr, from, &json!({ "key2": to, "offset": 0, "length": -1 }));
-        plugin.try_call("Volume.list_changed_blocks", &call)
-    };
-    assert_eq!(changed(&plugin, &sr, &first, &third), BTreeSet::from([2, 3]));
-    std::fs::remove_file(sr.folder.join(format!("{second}.vhd.cbt"))).unwrap();
-    told(&first, &third).unwrap_err();
-    assert_eq!(changed(&plugin, &sr, &second, &third), BTreeSet::from([3]), "what is known is told");
-    plugin.volume(&sr, "destroy", &second, &json!({}));
-    collect(&sr);
-    told(&first, &third).unwrap_err();
+    for lose in LOSSES {
+        let plugin = Plugin::install();
+        let sr = plugin.sr("sr");
+        let volume = plugin.create(&sr, "volume", 8 * MIB);
+        plugin.volume(&sr, "enable_cbt", &volume, &json!({}));
+        let snapshot = |tag: u16| {
+            write(&sr, &volume, u64::from(tag) * BLOCK, 1, tag);
+            plugin.new_volume(&sr, "snapshot", &volume)
+        };
+        let (first, second, third) = (snapshot(1), snapshot(2), snapshot(3));
+        let told = |from: &str, to: &str| {
+            let call = arguments(&sr, from, &json!({ "key2": to, "offset": 0, "length": -1 }));
+            plugin.try_call("Volume.list_changed_blocks", &call)
+        };
+        assert_eq!(changed(&plugin, &sr, &first, &third), BTreeSet::from([2, 3]));
+        lose(&sr.folder.join(format!("{second}.vhd.cbt")));
+        told(&first, &third).unwrap_err();
+        assert_eq!(changed(&plugin, &sr, &second, &third), BTreeSet::from([3]), "what is known is told");
+        plugin.volume(&sr, "destroy", &second, &json!({}));
+        collect(&sr);
+        told(&first, &third).unwrap_err();
+    }
+}
+
+/// Part of what it has changed is in an image that it shares with a clone. Its next snapshot counts as changed throughout.
+#[test]
+fn a_volume_that_has_lost_its_changes_is_not_told_as_unchanged() {
+    for lose in LOSSES {
+        let plugin = Plugin::install();
+        let sr = plugin.sr("sr");
+        let volume = plugin.create(&sr, "volume", 8 * MIB);
+        plugin.volume(&sr, "enable_cbt", &volume, &json!({}));
+        let first = plugin.new_volume(&sr, "snapshot", &volume);
+        write(&sr, &volume, 2 * BLOCK, 1, 2);
+        plugin.new_volume(&sr, "clone", &volume);
+        write(&sr, &volume, 3 * BLOCK, 1, 3);
+        assert_eq!(changed(&plugin, &sr, &first, &volume), BTreeSet::from([2, 3]));
+        lose(&sr.folder.join(format!("{volume}.vhd.cbt")));
+        let call = arguments(&sr, &first, &json!({ "key2": volume, "offset": 0, "length": -1 }));
+        plugin.try_call("Volume.list_changed_blocks", &call).unwrap_err();
+        let second = plugin.new_volume(&sr, "snapshot", &volume);
+        assert_eq!(changed(&plugin, &sr, &first, &second), (0..8 * MIB / 512 / BLOCK).collect());
+        write(&sr, &volume, 5 * BLOCK, 1, 5);
+        assert_eq!(changed(&plugin, &sr, &second, &volume), BTreeSet::from([5]));
+    }
 }
 
 /// What is kept of changes goes with whatever it is about.
