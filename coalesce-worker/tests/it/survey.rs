@@ -151,6 +151,24 @@ fn what_lies_below_a_volume_with_children_is_merged_up() {
     assert_eq!(scene::depth(&scene.file("above.vhd")), 2);
 }
 
+/// What a smaller image hides would show where blocks are taken out above it: there are no steps, and none are needed.
+#[test]
+fn what_cannot_go_in_steps_goes_where_there_is_room() {
+    let scene = Scene::default();
+    chain(&scene, &["base.vhd", "mid.vhd"]);
+    scene.hide("mid.vhd");
+    scene.larger_child("top.vhd", "mid.vhd", SECTORS + 40);
+    scene.write("top.vhd", SECTORS..SECTORS + 8, 5);
+    scene.hide("top.vhd");
+    scene.child("leaf.vhd", "top.vhd");
+    scene.child("twin.vhd", "top.vhd");
+    let found = survey(&scene);
+    let runs: Vec<_> = found.runs().map(|run| (name(&run.node), name(&run.into), run.fits_in_steps)).collect();
+    let fits = found.runs().any(|run| run.direction == Direction::Up);
+    assert_eq!(runs, [("top.vhd".into(), "base.vhd".into(), fits)]);
+    assert!(found.waiting.is_empty(), "{found:?}");
+}
+
 /// Neither way, nor in steps.
 #[test]
 fn what_has_no_room_waits_and_tells_how_much_is_missing() {

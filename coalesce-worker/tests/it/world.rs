@@ -208,8 +208,7 @@ fn merges_are_finished_after_everything_else() {
 }
 
 /// Power failed as the header of the image that all was merged into changed.
-#[test]
-fn a_torn_header_of_the_target_is_mended_before_the_rest() {
+fn torn_header() -> Scene {
     let scene = chain();
     interrupt(&open(scene.path()), &request(&scene, "leaf.vhd", "mid.vhd", Direction::Up), true);
     let link = ParentLink::new(scene.path(), &scene.file("base.vhd"), unique_id(&scene, "base.vhd")).unwrap();
@@ -234,11 +233,24 @@ fn a_torn_header_of_the_target_is_mended_before_the_rest() {
     );
     let journal = scene.file(".vhd").join(&scene::state_files(scene.path())[0]);
     fs::write(&journal, [fs::read(&journal).unwrap(), frame(&text)].concat()).unwrap();
+    scene
+}
+
+#[test]
+fn a_torn_header_of_the_target_is_mended_before_the_rest() {
+    let scene = torn_header();
     let user = FileStorage::open(&scene.file("leaf.vhd"), Lock::Shared).unwrap();
     let recovered = Repository::open(scene.path(), ChainOptions::default()).unwrap().1;
     assert!(matches!(&recovered.waiting[..], [Unfinished { reason: WaitReason::InUse, .. }]), "{recovered:?}");
     drop(user);
     recovers_to(&scene, &[("leaf.vhd", disk(&[BASE, MID, LEAF]))], 2);
+}
+
+#[test]
+fn a_torn_header_goes_with_its_image() {
+    let scene = torn_header();
+    fs::remove_file(scene.file("leaf.vhd")).unwrap();
+    recovers_to(&scene, &[], 2);
 }
 
 /// Another tool makes a child of an image that is about to be deleted, for which it needs none of our locks.
