@@ -42,7 +42,8 @@ impl Candidate {
         let is_leaf = top.children.is_empty();
         let mut down;
         let mut user = None;
-        if top.hidden && !is_leaf {
+        if top.hidden {
+            // A hidden leaf is garbage, and no candidate.
             user = top.children.into_iter().find(&is_busy);
             down = user.is_none();
         } else if is_busy(&images[0]) {

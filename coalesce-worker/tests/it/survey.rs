@@ -141,8 +141,15 @@ fn a_folder_that_is_another_now_is_not_looked_through() {
 #[test]
 fn what_lies_below_a_volume_with_children_is_merged_up() {
     let scene = Scene::default();
-    chain(&scene, &["base.vhd", "mid.vhd", "volume.vhd", "above.vhd"]);
-    Image::open_writable(&scene.file("volume.vhd")).unwrap().set_hidden(false).unwrap();
+    // There is much to be moved up, and little to be moved down.
+    scene.dynamic("base.vhd", SECTORS);
+    scene.write("base.vhd", 0..SECTORS, 1);
+    scene.hide("base.vhd");
+    for (name, parent) in [("mid.vhd", "base.vhd"), ("volume.vhd", "mid.vhd"), ("above.vhd", "volume.vhd")] {
+        scene.child(name, parent);
+        scene.write(name, 5..7, 2);
+    }
+    scene.hide("mid.vhd");
     let before = scene::volumes(scene.path());
     let found: Vec<_> = survey(&scene).runs().map(|run| (name(&run.node), name(&run.into), run.direction)).collect();
     assert_eq!(found, [("volume.vhd".into(), "base.vhd".into(), Direction::Up)]);

@@ -161,6 +161,22 @@ fn a_merge_that_is_forgotten_leaves_no_mark() {
     assert!(mark().is_none());
 }
 
+/// Of a merge with checkpoints that went to its end nothing is left in the footers, whatever it ended in.
+#[test]
+fn a_merge_that_is_done_leaves_no_mark() {
+    for (node, target) in [("mid.vhd", "base.vhd"), ("leaf.vhd", "leaf.vhd")] {
+        let scene = chain();
+        interrupt(&open(scene.path()), &request(&scene, node, "base.vhd", Direction::Down), true);
+        let mark = MergeMark { merge: vhd_core::Uuid::from_u128(4), merged_before: MergeMark::ALL };
+        Image::open_writable(&scene.file("base.vhd")).unwrap().set_merge_mark(Some(mark)).unwrap();
+        open(scene.path());
+        let image = Image::open(&scene.file(target), Lock::None).unwrap();
+        assert!(image.footer().merge_mark().is_none(), "{node}");
+        assert!(scene::state_files(scene.path()).is_empty());
+        assert!(scene::content(&scene.file("leaf.vhd")) == disk(&[BASE, MID, LEAF]));
+    }
+}
+
 #[test]
 fn a_volume_that_was_not_gets_the_merged_file() {
     let scene = chain();
@@ -605,6 +621,15 @@ fn an_interrupted_snapshot_gets_its_name() {
 }
 
 /// The name has been taken by a file of somebody else.
+/// Where no file can be kept from being replaced, a name is claimed with an empty file first.
+#[test]
+fn an_interrupted_snapshot_gets_the_name_that_it_has_claimed() {
+    let scene = snapshot_without_a_name();
+    fs::write(scene.file("snap.vhd"), "").unwrap();
+    let content = disk(&[BASE, MID, LEAF]);
+    recovers_to(&scene, &[("leaf.vhd", content.clone()), ("snap.vhd", content)], 5);
+}
+
 #[test]
 fn an_interrupted_snapshot_replaces_nothing() {
     let scene = snapshot_without_a_name();

@@ -205,6 +205,33 @@ fn blocks_that_are_given_back_leave_nothing_in_the_file() {
     assert_eq!(blocks, [BlockIndex(1)]);
 }
 
+/// A batmap whose checksum is wrong is made anew, without the blocks that go, in whatever order these are named.
+#[test]
+fn blocks_that_are_given_back_leave_a_batmap_that_is_made_anew() {
+    let kind = NewKind::Dynamic { block_size: BlockSize::new(4096).unwrap() };
+    let memory = super::new_image(80 * 512, kind);
+    let image = super::open_writable(&memory);
+    image.write(sectors(0, 80), &pattern::fill(sectors(0, 80), 1)).unwrap();
+    image.close().unwrap();
+    let is_full = |number: u32| {
+        let image = super::open(&memory);
+        let batmap = image.batmap().unwrap();
+        let mut byte = [0];
+        let storage: &dyn Storage = &*memory;
+        storage.read_at(&mut byte, FileOffset(batmap.map_offset().0 + u64::from(number / 8))).unwrap();
+        byte[0] & (0x80 >> (number % 8)) != 0
+    };
+    assert!((0..10).all(is_full));
+    let at = memory.to_vec().windows(8).position(|bytes| bytes == b"tdbatmap").unwrap();
+    let storage: &dyn Storage = &*memory;
+    storage.write_at(&[1, 2, 3, 4], FileOffset(at as u64 + 28)).unwrap();
+    let mut image = super::open_writable(&memory);
+    image.release(&[9, 0, 7, 3, 1].map(BlockIndex)).unwrap();
+    image.close().unwrap();
+    let full: Vec<u32> = (0..10).filter(|&number| is_full(number)).collect();
+    assert_eq!(full, [2, 4, 5, 6, 8]);
+}
+
 /// The sync that failed may have lost the data of a write that has not returned yet: a sync that goes well says nothing
 /// of it.
 #[test]

@@ -178,13 +178,45 @@ mod tests {
         }
     }
 
-    /// A server that does not answer the greeting is not waited for; a disk may take as long as it takes.
+    /// What a server has been asked.
+    #[derive(Default)]
+    struct Asked(Vec<(&'static str, u64, u64)>);
+
+    impl Export for Asked {
+        fn size(&self) -> ByteCount {
+            ByteCount(8192)
+        }
+
+        fn read_at(&mut self, _: FileOffset, _: &mut [u8]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn write_at(&mut self, offset: FileOffset, bytes: &[u8]) -> io::Result<()> {
+            self.0.push(("write", offset.0, bytes.len() as u64));
+            Ok(())
+        }
+
+        fn zero(&mut self, offset: FileOffset, length: ByteCount, _: bool) -> io::Result<()> {
+            self.0.push(("zero", offset.0, length.0));
+            Ok(())
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            self.0.push(("sync", 0, 0));
+            Ok(())
+        }
+    }
+
+    /// A server that does not answer the greeting is not waited for; a disk may take as long as it takes, and is durable in
+    /// the end.
     #[test]
-    fn only_the_greeting_has_a_limit() {
-        let storage = Arc::new(PowerStorage::new(vec![9; 8192]));
+    fn only_the_greeting_has_a_limit_and_the_end_is_a_flush() {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
-        let container = Container::new(Path::new("disk"), storage.clone());
-        let server = std::thread::spawn(move || receive(&mut ours, container, ByteCount(8192), Meter::None));
+        let server = std::thread::spawn(move || {
+            let mut asked = Asked::default();
+            serve(&mut ours, &mut asked).unwrap();
+            asked.0
+        });
         let mut limited = Limited(theirs, Vec::new());
         let mut writer = NbdWriter::new(&mut limited, ByteCount(4096), false).unwrap();
         writer.data(ByteCount(1024), &[1; 512]).unwrap();
@@ -192,9 +224,7 @@ mod tests {
         writer.finish().unwrap();
         drop(writer);
         assert_eq!(limited.1, [Some(PATIENCE), None]);
-        server.join().unwrap().unwrap();
-        let found = storage.to_vec();
-        assert!(found[1024..1536] == [1; 512] && found[2048..2560] == [0; 512] && found[2560] == 9);
+        assert_eq!(server.join().unwrap(), [("write", 1024, 512), ("zero", 2048, 512), ("sync", 0, 0)]);
     }
 
     /// A client that never asks for a flush has been told that its writes are done.
