@@ -1,7 +1,7 @@
 //! Single merges: endings, sizes, refusals.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use coalesce_worker::{Coalesce, CoalesceError, Direction, Ending, Outcome, Repository, Request};
@@ -115,6 +115,21 @@ fn a_raw_base_takes_the_data_and_the_children() {
     assert_eq!(hash(&path("leaf.vhd")), before);
     assert_eq!(layers(&path("leaf.vhd"))[1], path("raw-parent.img").canonicalize().unwrap());
     assert_eq!(testkit::sha256(&fs::read(path("raw-parent.img")).unwrap()), before, "the raw disk is the content");
+}
+
+/// And its permissions: whoever opens the volume finds it as it was.
+#[test]
+fn a_base_that_takes_the_name_of_a_volume_takes_its_owner() {
+    let folder = golden::unpack(&["base.vhd", "mid.vhd", "leaf.vhd"]);
+    let path = |name: &str| folder.path().join(name);
+    std::os::unix::fs::chown(path("leaf.vhd"), Some(1234), Some(5678)).unwrap();
+    fs::set_permissions(path("leaf.vhd"), fs::Permissions::from_mode(0o640)).unwrap();
+    let repository = repository(&path("leaf.vhd"));
+    let prepared = Coalesce::prepare(&repository, &request(&path("leaf.vhd"), Some(&path("base.vhd")))).unwrap();
+    assert!(prepared.free_space().unwrap().is_some_and(|free| free > ByteCount(0)));
+    worker::execute(prepared).unwrap();
+    let found = fs::metadata(path("leaf.vhd")).unwrap();
+    assert_eq!((found.uid(), found.gid(), found.mode() & 0o7777), (1234, 5678, 0o640));
 }
 
 /// It would have to be copied.

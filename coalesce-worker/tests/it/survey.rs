@@ -198,6 +198,17 @@ fn what_has_no_room_waits_and_tells_how_much_is_missing() {
     assert_eq!(survey(&scene).runs().count(), 1);
 }
 
+/// They have no ids that could be the same.
+#[test]
+fn raw_disks_are_not_taken_for_copies_of_each_other() {
+    let scene = Scene::default();
+    for (raw, child) in [("one.img", "one.vhd"), ("two.img", "two.vhd")] {
+        scene.raw(raw, SECTORS);
+        scene.child(child, raw);
+    }
+    assert_eq!(isolated(&scene), []);
+}
+
 #[test]
 fn trees_in_which_something_is_wrong_are_left_alone() {
     let scene = Scene::default();
