@@ -217,6 +217,7 @@ impl Image<ReadWrite> {
     fn writable_pieces(&self, range: SectorRange) -> Result<impl Iterator<Item = SectorRange>, WriteError> {
         self.check_range(range)?;
         self.check_not_failed()?;
+        self.check_can_grow()?;
         let whole_disk = SectorCount(self.sectors().0.max(1));
         Ok(range.split_at_multiples(self.tables.as_ref().map_or(whole_disk, |t| t.header.block_size().sectors())))
     }

@@ -172,11 +172,12 @@ proptest! {
 type Operation = fn(Image<ReadWrite>) -> bool;
 
 /// Operations by name; each tells whether it was done.
-const OPERATIONS: [(&str, Operation); 16] = [
+const OPERATIONS: [(&str, Operation); 17] = [
     ("write into the block", |image| image.write(sectors(32, 1), &[1; 512]).is_ok()),
     ("write a new block", |image| image.write(sectors(0, 1), &[1; 512]).is_ok()),
     ("a place in the block", |image| image.place_for(sectors(32, 1)).is_ok()),
     ("write zeros", |image| image.write_zeroes(sectors(0, 64)).is_ok()),
+    ("write zeros over nothing", |image| image.write_zeroes(sectors(0, 8)).is_ok()),
     ("reserve", |image| image.reserve(&[BlockIndex(0)]).is_ok()),
     ("grow", |mut image| image.set_size(ByteCount(1 << 20), ByteCount(0)).is_ok()),
     ("shrink", |mut image| image.set_size(ByteCount(16 << 10), ByteCount(0)).is_ok()),
