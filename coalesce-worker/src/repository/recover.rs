@@ -222,7 +222,7 @@ impl Repository {
             return Ok(Outcome::in_use(image));
         }
         let node = self.absolute(&intent.node().path);
-        if intent.direction == Direction::Down && intent.target.is_at(&node)? {
+        if intent.direction == Direction::Down && !target_path.exists() && intent.target.is_at(&node)? {
             // The target has taken the node's name.
             self.keep_parents_of([&*node]);
             remove_obsolete(self, journal, &intent.sources[1..], BTreeSet::new(), structure)?;
