@@ -117,7 +117,7 @@ fn a_raw_base_takes_the_data_and_the_children() {
     assert_eq!(testkit::sha256(&fs::read(path("raw-parent.img")).unwrap()), before, "the raw disk is the content");
 }
 
-/// And its permissions: whoever opens the volume finds it as it was.
+/// The base takes its permissions, too: whoever opens the volume finds it as it was.
 #[test]
 fn a_base_that_takes_the_name_of_a_volume_takes_its_owner() {
     let folder = golden::unpack(&["base.vhd", "mid.vhd", "leaf.vhd"]);
