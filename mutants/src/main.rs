@@ -46,7 +46,7 @@ const MODULES: [(&[&str], &[TestTarget]); 5] = [
     ),
     (&["coalesce-worker/src/survey.rs", "coalesce-worker/src/survey"], &[MERGES, FORESTS]),
     (
-        &["sr-plugin/src/change.rs", "sr-plugin/src/tracking.rs"],
+        &["sr-plugin/src/change.rs", "sr-plugin/src/tracking.rs", "sr-plugin/src/blocks.rs"],
         &[
             ("sr-plugin", UNIT, &[]),
             ("sr-plugin", "lives", &["--skip", "poor", "--skip", "in_use"]),

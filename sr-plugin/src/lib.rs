@@ -17,6 +17,7 @@
 //! Everything about a volume is in the repository's folder and shares the fate of its data: copied elsewhere, all of it is
 //! there; restored from an old copy, all of it is as old. The toolstack is never asked.
 
+mod blocks;
 pub mod call;
 mod change;
 pub mod extension;

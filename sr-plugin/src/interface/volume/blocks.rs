@@ -11,10 +11,10 @@ use vhd_core::{
     resolve_layers,
 };
 
+use crate::blocks::GRANULARITY;
 use crate::failure::{Failure, Number};
 use crate::host::Host;
 use crate::sr::Sr;
-use crate::tracking::GRANULARITY;
 use crate::wire::{BlockList, ChangedBlocks};
 
 /// What is read and compared at once: 1 MiB.
